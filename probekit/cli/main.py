@@ -214,7 +214,8 @@ def _written(code: int) -> int:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            code = code or 2
+            if stream is sys.stdout:
+                code = code or 2
     return code
 
 

@@ -75,7 +75,7 @@ def sample(
     given = round(keep * side) * side
     if not 0 < given < side * side:
         raise UserError(
-            f"keep is {keep}, which leaves no row of {side} to give or to complete; give a value further from 0 and 1."
+            f"keep is {keep}, which leaves no row of {side} pixels to give, or none to complete; choose another share."
         )
     plain = ImageTransform(side, checkpoint.transform.resize)
     pictures = load_dataset(complete, root=root).splits["val"].limit(n)

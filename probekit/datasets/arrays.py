@@ -26,6 +26,7 @@ from probekit.runtime.memory import free_memory
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "targets", "fine_label", "coarse_label", "class", "y")
 ITEMS_ASKED = 32
+ITEMS = "The items' labels"
 # how many items are read repeatedly, and how often, to detect random transforms
 ITEMS_READ, READINGS = 8, 4
 # names of arrays in an .npz, optionally with the split as prefix or suffix
@@ -63,16 +64,11 @@ def item_at(dataset: Any, row: int) -> tuple[Any, Any]:
     return image_and_label(item, row)
 
 
-def _plain(labels: list[Any]) -> np.ndarray:
-    values = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in labels]
-    return label_array(values, "The items' labels")
-
-
 def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any) -> None:
     if listed.dtype.kind == "U" and any(isinstance(label, str) and "." in label for label in found):
         # "1.0" is read as a number only if all names are numbers: append one non-numeric name of the others, if any
         found = [*found, *islice((name for name in listed if not NUMBER.fullmatch(name)), 1)]
-    for row, label, expected in zip(rows, _plain(found).tolist(), listed[rows].tolist(), strict=False):
+    for row, label, expected in zip(rows, label_array(found, ITEMS).tolist(), listed[rows].tolist(), strict=False):
         if label != expected:
             raise UserError(
                 f"Item {row} has the label {label}, but {whose} has {expected} (a target_transform, or a label that "
@@ -122,7 +118,7 @@ def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
 
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
-        return _plain([item_at(value, row)[1] for row in range(len(value))]), "an earlier reading"
+        return label_array([item_at(value, row)[1] for row in range(len(value))], ITEMS), "an earlier reading"
     listed = label_array(getattr(value, name), f".{name}")
     if len(listed) != len(value):
         raise UserError(f"The data set has {len(value)} items but {len(listed)} {name}; give (images, labels).")

@@ -189,16 +189,24 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
 
 def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset | None:
     """Load a data set from a path or the Hugging Face hub; None if `text` is neither."""
-    # accents are one character or two (macOS), in the text as on the disk
-    path = os.path.expanduser(text.removeprefix(HUB))
-    forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-    path = next((form for form in forms if Path(form).exists()), path)
+    path = _as_on_disk(os.path.expanduser(text.removeprefix(HUB)))
     files = [] if os.path.isdir(path) else expand(path)
     on_hub = text.startswith(HUB)
     for kind in (HUB, "parquet") if on_hub else OWN:
         if OWN[kind].means(path, files):
             return _read_form(kind, path, root, options)
     return _read_form(HUB, path, root, options) if on_hub else None
+
+
+def _as_on_disk(path: str) -> str:
+    """`path`, or if it does not exist, with each part's accents as on the disk: one character or two (macOS)."""
+    found = ""
+    for part in () if os.path.exists(path) else Path(path).parts:
+        forms = (os.path.join(found, unicodedata.normalize(form, part)) for form in ("NFC", "NFD"))
+        found = next(filter(os.path.exists, (os.path.join(found, part), *forms)), "")
+        if not found:
+            break
+    return found or path
 
 
 def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) -> Dataset:

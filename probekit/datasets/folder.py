@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from probekit.datasets.images import FileImages, PackedNames, ZipImages
-from probekit.datasets.listing import SUFFIXES, Listing, expand, list_archive, list_folder
+from probekit.datasets.listing import SUFFIXES, Listing, expand, flat, list_archive, list_folder
 from probekit.datasets.parts import Found, Part, split_of
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -150,10 +150,7 @@ def _archives(path: str) -> list[Path] | None:
     """The zip archives at `path`: one archive, a glob, or a folder of archives; None for a folder of images."""
     if not os.path.isdir(path):
         return expand(path)
-    with os.scandir(path) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    zips = sorted(Path(entry.path) for entry in shown if entry.name.lower().endswith(".zip"))
-    return zips if zips and not any(entry.is_dir() for entry in shown) else None
+    return flat(path, (".zip",)) or None
 
 
 def read(path: str) -> Found:

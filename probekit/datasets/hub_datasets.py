@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igpt_model.checked_json import read_bytes
 from probekit.datasets import parquet
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.labels import object_labels
-from probekit.datasets.parquet import arrow_labels
+from probekit.datasets.labels import label_array
+from probekit.datasets.parquet import arrow_labels, encoded_image
 from probekit.datasets.parts import Found, Part, by_column
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, explained
@@ -32,13 +31,7 @@ class HubImages(EncodedImages):
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The bytes in the column, or the content of the file that it names."""
-        value, name = self.dataset[row][self.column] or {}, f"{self.column} of row {row}"
-        content, path = value.get("bytes"), value.get("path")
-        if content is not None:
-            return content, name
-        if path is None or not os.path.isfile(path):
-            raise UserError(f"{name} contains no image, and its file {path} does not exist; restore or remove it.")
-        return read_bytes(path), path
+        return encoded_image(self.dataset[row][self.column], f"{self.column} of row {row}", Path())
 
 
 def read(
@@ -103,7 +96,7 @@ def _part(rows: Any, image: str, label: str, whose: str) -> Part:
 
     values = rows.select_columns([label]).with_format("arrow")[:][label] if len(rows) else None
     encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Part(HubImages(encoded, image), object_labels([], whose) if values is None else arrow_labels(values, whose))
+    return Part(HubImages(encoded, image), label_array([], whose) if values is None else arrow_labels(values, whose))
 
 
 def in_folder(path: str) -> bool:

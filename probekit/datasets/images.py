@@ -266,18 +266,14 @@ def remarks(images: EncodedImages, rows: np.ndarray) -> list[str]:
 
 
 @dataclass(eq=False)
-class NamedImages(EncodedImages):
-    """Image files, named relative to a folder or archive."""
+class FileImages(EncodedImages):
+    """Image files, named relative to a folder."""
 
     root: str
     names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-class FileImages(NamedImages):
-    """Image files of a folder."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         path = Path(self.root) / self.names[row]
@@ -289,7 +285,7 @@ class FileImages(NamedImages):
             ) from error
 
 
-class ZipImages(NamedImages):
+class ZipImages(FileImages):
     """Image members of a zip archive, which each process opens separately."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:

@@ -20,6 +20,7 @@ LISTED = re.compile(r"\[.*\]|\{.*\}|(tensor|array)\(.*\)")
 JOINED = re.compile(r"[|;,]")
 # written by programs for missing values, but possible as class names
 MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
+LISTS = (list, tuple, set, dict, np.ndarray)
 MOST_CLASSES = 1_000_000
 MOST_LETTERS = 10_000
 """Longest class name: in a NumPy array every row takes the memory of the longest one."""
@@ -33,10 +34,12 @@ def label_array(values: Any, where: str) -> np.ndarray:
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
-    if isinstance(values, list | tuple):
-        _refuse_long(values, where)
     try:
-        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        if isinstance(values, list | tuple) and not any(isinstance(value, LISTS) for value in values):
+            array: np.ndarray = np.empty(len(values), object)  # NumPy would make texts of numbers beside texts
+            array[:] = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in values]
+        else:
+            array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except ValueError:
         raise UserError(
             f"{where} are lists of different lengths, but one label per image is needed; choose one for each image."
@@ -65,31 +68,22 @@ def label_array(values: Any, where: str) -> np.ndarray:
     return _names(array, where)
 
 
-def object_labels(values: list[Any], where: str) -> np.ndarray:
-    """`label_array` of Python values, some of which may be missing (NumPy would convert the others to float)."""
-    return label_array(np.array([*values, None], object)[:-1], where)
-
-
 def _of_one_type(items: list[Any], where: str) -> np.ndarray:
-    if any(isinstance(item, list | tuple | set | dict | np.ndarray) for item in items):
+    if any(isinstance(item, LISTS) for item in items):
         raise UserError(f"{where} are lists, but one label per image is needed; choose one for each image.")
     _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
     if all(isinstance(item, str) for item in items):
-        _refuse_long(items, where)
+        longest = max(items, key=len, default="")
+        if len(longest) > MOST_LETTERS:
+            raise UserError(
+                f"{where} contain a name of {len(longest):,} characters ({longest[:40]!r}...), but class names are "
+                f"limited to {MOST_LETTERS:,}; shorten it."
+            )
         return np.array(items, str)
     if all(isinstance(item, int | float | np.number | np.bool_) for item in items):
         return np.array(items)
     kinds = ", ".join(sorted({type(item).__name__ for item in items}))
     raise UserError(f"{where} have the types {kinds}; give integers for all images, or names for all.")
-
-
-def _refuse_long(values: Sequence[Any], where: str) -> None:
-    longest = max((value for value in values if isinstance(value, str)), key=len, default="")
-    if len(longest) > MOST_LETTERS:
-        raise UserError(
-            f"{where} contain a name of {len(longest):,} characters ({longest[:40]!r}...), but class names are limited "
-            f"to {MOST_LETTERS:,}; shorten it."
-        )
 
 
 def _names(array: np.ndarray, where: str) -> np.ndarray:

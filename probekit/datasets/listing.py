@@ -64,6 +64,14 @@ def expand(pattern: str, suffix: str = "") -> list[Path]:
     return [path for n in numbers for path in expand(pattern[: braces.start()] + n + pattern[braces.end() :], suffix)]
 
 
+def flat(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with one of the suffixes in a folder that contains no folders."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not is_clutter(entry.name)]
+    found = sorted(Path(entry.path) for entry in shown if entry.name.lower().endswith(suffixes))
+    return [] if any(entry.is_dir() for entry in shown) else found
+
+
 def shards(path: str, suffix: str) -> list[Path]:
     """The files that a path refers to (`expand`); raises `UserError` unless all exist."""
     files = expand(path, suffix)
@@ -245,21 +253,21 @@ def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
     return names
 
 
+def _above(name: str) -> set[str]:
+    """The folders that contain a file or folder: of "a/b/c" "a/b/" and "a/"."""
+    levels = name.rstrip("/").split("/")
+    return {"/".join(levels[:depth]) + "/" for depth in range(1, len(levels))}
+
+
 def _account(found: Listing, others: Iterable[str], folders: Sequence[str]) -> None:
     """Count files that are not images, and find the folders without images."""
-    with_images = {name[: name.rfind("/") + 1] for name, _ in found.files}
-    for folder in list(with_images):
-        while folder:
-            folder = folder[: folder.rstrip("/").rfind("/") + 1]
-            with_images.add(folder)
+    holders = {name[: name.rfind("/") + 1] for name, _ in found.files}
+    with_images = holders.union(*map(_above, holders))
     found.folders = {folder: Counter() for folder in folders if folder not in with_images}
     for name in others:
         found.left_out[_suffix(name)] += 1
-        folder = name[: name.rfind("/") + 1]
-        while folder:
-            if folder in found.folders:
-                found.folders[folder][_suffix(name)] += 1
-            folder = folder[: folder.rstrip("/").rfind("/") + 1]
+        for folder in found.folders.keys() & _above(name):
+            found.folders[folder][_suffix(name)] += 1
 
 
 def list_archive(archive: Path) -> Listing:

@@ -15,7 +15,7 @@ import numpy as np
 from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
-from probekit.datasets.labels import label_array, object_labels
+from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_column, by_split, column, split_of
 from probekit.runtime.errors import UserError, first_line
@@ -59,15 +59,17 @@ class ParquetImages(EncodedImages):
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
             reader = self._opened = GroupReader(file, int(self.group[number]), self.column, start, number)
-        value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
-        content = value.get("bytes") if isinstance(value, dict) else value
-        return (content, name) if content is not None else _beside(value, reader.file, name)
+        return encoded_image(reader.value(row), name, Path(reader.file).parent)
 
 
-def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
-    """The file named by a value without bytes: `to_parquet` stores only the paths of local images."""
-    path = Path(file).parent / str((value or {}).get("path"))
+def encoded_image(value: Any, name: str, folder: Path) -> tuple[bytes, str]:
+    """The bytes in a column's value, or those of the file that it names: `to_parquet` stores only the paths of local
+    images."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is not None:
+        return content, name
+    path = folder / str((value or {}).get("path"))
     if not path.is_file():
         raise UserError(
             f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
@@ -228,7 +230,7 @@ def _part(
 
 def arrow_labels(column: Any, where: str) -> np.ndarray:
     """The labels of an Arrow column; missing values are kept, for which NumPy would convert integers to float."""
-    return object_labels(column.to_pylist(), where) if column.null_count else label_array(column.to_numpy(), where)
+    return label_array(column.to_pylist(), where) if column.null_count else label_array(column.to_numpy(), where)
 
 
 def in_folder(folder: str) -> bool:

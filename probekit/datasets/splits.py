@@ -55,21 +55,24 @@ def stratified_holdout(labels: np.ndarray, fraction: float = 0.1, seed: int = 0)
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} was given; give a number between 0 and 1.")
-    labels = np.asarray(labels)
-    _, class_N, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    class_N, sizes, rank_N = _ranked(labels, random_bits(seed, np.arange(len(labels))))
     quota = round(fraction * len(labels)) * sizes / max(len(labels), 1)
     counts = np.floor(quota).astype(np.int64)
     left = round(fraction * len(labels)) - int(counts.sum())
     # rounded, so that floating-point error in 0.1 * 90 does not outrank an exact remainder
     counts[np.argsort(-np.round(quota - counts, 9), kind="stable")[:left]] += 1
     counts = np.clip(counts, np.where(sizes >= 2, 1, 0), sizes - 1)
-    bits = random_bits(seed, np.arange(len(labels)))
-    order = np.lexsort((bits, class_N))
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    rank_in_class = np.empty(len(labels), dtype=np.int64)
-    rank_in_class[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
-    held = rank_in_class < counts[class_N]
+    held = rank_N < counts[class_N]
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _ranked(labels: np.ndarray, bits_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The class of each row, the size of each class, and each row's rank by its bits in its class."""
+    _, class_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    rank_N = np.empty(len(bits_N), dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank_N[np.lexsort((bits_N, class_N))] = np.arange(len(bits_N)) - np.repeat(starts, sizes)
+    return class_N, sizes, rank_N
 
 
 def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
@@ -77,17 +80,11 @@ def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarra
 
     A class can be missing only if `size` is smaller than the number of classes.
     """
-    labels = np.asarray(labels)
     if size >= len(labels):
         return np.arange(len(labels))
     if size < 1:
         raise ValueError(f"A subset of {size} rows was requested; request at least 1.")
-    _, class_N = np.unique(labels, return_inverse=True)
-    bits = random_bits(seed, np.arange(len(labels)))
-    order = np.lexsort((bits, class_N))
-    sizes = np.bincount(class_N)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    place_in_class = np.empty(len(labels))
-    place_in_class[order] = (np.arange(len(labels)) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
+    bits_N = random_bits(seed, np.arange(len(labels)))
+    class_N, sizes, rank_N = _ranked(labels, bits_N)
     # the rows of every class are spread evenly over (0, 1), so the first `size` of the merged order are proportional
-    return np.sort(np.lexsort((bits, place_in_class))[:size])
+    return np.sort(np.lexsort((bits_N, (rank_N + 0.5) / sizes[class_N]))[:size])

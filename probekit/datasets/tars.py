@@ -22,10 +22,10 @@ import numpy as np
 from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.labels import object_labels
-from probekit.datasets.listing import is_clutter, is_image, shards
+from probekit.datasets.labels import label_array
+from probekit.datasets.listing import flat, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_split
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -73,7 +73,9 @@ class _Sample:
 def _samples(file: Path, label: str | None) -> list[_Sample]:
     samples: dict[str, _Sample] = {}
     last = ""
-    try:
+    # tarfile raises many types for damaged headers, even RecursionError
+    hint = "copy it again" if file.suffix.lower() == ".tar" else "decompress it first, as random access is needed"
+    with explained(f"{file} is not a complete uncompressed tar file", hint):
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
@@ -107,12 +109,6 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                     f"{file} has data after byte {tar.offset:,}, where its members end (a damaged header, or "
                     "concatenated archives); copy or pack it again."
                 )
-    except UserError:
-        raise
-    except Exception as error:  # tarfile raises many types for damaged headers, even RecursionError
-        packed = file.suffix.lower() != ".tar"
-        hint = "decompress it first, as random access is needed" if packed else "copy it again"
-        raise UserError(f"{file} is not a complete uncompressed tar file ({first_line(error)}); {hint}.") from None
     return list(samples.values())
 
 
@@ -171,7 +167,7 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
         raise UserError(
             f"{first} has its label in the field {one}, but {second} in {other}; use the same field in all."
         )
-    values = object_labels(labels, f"The labels of {files[0]}")
+    values = label_array(labels, f"The labels of {files[0]}")
     if values.dtype.kind == "U" and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in np.unique(values)):
         values = values.astype(np.int64)
     return Part(TarImages(tuple(map(str, files)), *np.array(places, np.int64).reshape(-1, 3).T), values), skipped
@@ -202,6 +198,4 @@ def read(path: str, label: str | None = None) -> Found:
 
 def in_folder(folder: str) -> bool:
     """Whether a folder contains tars and no subfolders."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not is_clutter(entry.name)]
-    return any(e.name.lower().endswith(SUFFIXES) for e in shown) and not any(e.is_dir() for e in shown)
+    return bool(flat(folder, SUFFIXES))

@@ -4,6 +4,7 @@ from itertools import groupby
 from typing import Any
 
 from probekit.encoders.pooling import AXES
+from probekit.runtime.errors import some
 
 
 def decision_lines(encoder: Any) -> list[str]:
@@ -25,9 +26,7 @@ def decision_lines(encoder: Any) -> list[str]:
     ):
         keys = list(provenance.get(key) or [])
         if keys:
-            lines.append(
-                f"weights {what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
-            )
+            lines.append(f"weights {what}: {some(keys)}")
     return lines
 
 

@@ -102,12 +102,13 @@ def has_class_token(module: torch.nn.Module) -> bool:
 
 def is_grid(n: int, sides: tuple[int, int]) -> bool:
     """Whether n is the number of square patches of some size in the image (rounded down or up)."""
-    for s in range(1, max(sides) + 1):
-        low = (sides[0] // s) * (sides[1] // s)
-        high = -(-sides[0] // s) * -(-sides[1] // s)
-        if n in (low, high):
-            return True
-    return False
+    return any(n in (low[0] * low[1], high[0] * high[1]) for low, high in _grids(sides))
+
+
+def _grids(sides: tuple[int, int]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Rows and columns of squares of each size, rounded down and up."""
+    height, width = sides
+    return (((height // s, width // s), (-(-height // s), -(-width // s))) for s in range(1, max(sides) + 1))
 
 
 def decide(
@@ -187,18 +188,13 @@ def _axes(name: str, shape: tuple[int, ...], batch: int, sides: tuple[int, int],
 
 def map_axes(shape: tuple[int, ...], sides: tuple[int, int]) -> str | None:
     """The axes of a map, if only one pair of them has the proportions of the image; otherwise None."""
-    first, last = (_proportional(shape[i], shape[i + 1], sides) for i in (1, 2))
+
+    def proportional(height: int, width: int) -> bool:
+        square = sides[0] == sides[1] and height == width
+        return square or any(height in (a, c) and width in (b, d) for (a, b), (c, d) in _grids(sides))
+
+    first, last = proportional(*shape[1:3]), proportional(*shape[2:4])
     return None if first == last else "BHWC" if first else "BCHW"
-
-
-def _proportional(height: int, width: int, sides: tuple[int, int]) -> bool:
-    if sides[0] == sides[1] and height == width:
-        return True
-    for s in range(1, max(sides) + 1):
-        heights, widths = ((side // s, -(-side // s)) for side in sides)
-        if height in heights and width in widths:
-            return True
-    return False
 
 
 def _prefix(name: str, positions: int, grown: int, sides: tuple[int, int], special: int, given: int | None) -> int:

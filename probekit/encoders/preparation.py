@@ -168,40 +168,28 @@ def settle(
     `normalisations` are candidates: the first one that agrees on all `odd_pictures` is used. The user's `mean` and
     `std` override it, also separately. Raises `UserError` if the preparation fails or returns varying sizes.
     """
-    made: tuple[DescribedPreparation, Normalisation | None] = finished, None
-    if pixels is not None and mean is not None and std is not None:
-        if odd_results(whose, pixels)[0].dtype == np.uint8:
-            made = pixels, Normalisation()
-    else:
-        made = _separated(whose, finished, pixels, normalisations)
-    prepare, left = made
-    if mean is None and std is None:
-        return made
-    if left is None:
-        raise UserError(
-            f"{whose}: its preparation does not end with a scale and shift of integers, which --mean and --std would "
-            "replace; leave them out."
-        )
-    return prepare, Normalisation(left.mean if mean is None else triple(mean), left.std if std is None else triple(std))
-
-
-def _separated(
-    whose: str,
-    finished: DescribedPreparation,
-    pixels: DescribedPreparation | None,
-    normalisations: Sequence[Normalisation],
-) -> tuple[DescribedPreparation, Normalisation | None]:
-    whole = odd_results(whose, finished)
-    if not all(np.isfinite(x).all() for x in whole):
-        raise UserError(f"{whose} prepares images with non-finite values; give --resolution, --mean and --std.")
+    replaced = mean is not None and std is not None
     grey: list[np.ndarray] = []
     if pixels is not None:
         with suppress(UserError):  # its steps may not be separable
             grey = odd_results(whose, pixels)
     if pixels is not None and grey and all(x.dtype == np.uint8 for x in grey):
-        for normalise in normalisations:
-            if all(largest_difference(normalise, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
-                return pixels, normalise
+        if replaced:
+            return pixels, Normalisation(triple(mean), triple(std))
+    else:
+        normalisations = ()
+    whole = odd_results(whose, finished)
+    if not all(np.isfinite(x).all() for x in whole):
+        raise UserError(f"{whose} prepares images with non-finite values; give --resolution, --mean and --std.")
+    for left in normalisations:
+        if all(largest_difference(left, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
+            own = left.mean if mean is None else triple(mean), left.std if std is None else triple(std)
+            return pixels or finished, Normalisation(*own)
+    if mean is not None or std is not None:
+        raise UserError(
+            f"{whose}: its preparation does not end with a scale and shift of integers, which --mean and --std would "
+            "replace; leave them out."
+        )
     return finished, None
 
 

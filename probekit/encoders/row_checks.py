@@ -16,7 +16,7 @@ import torch
 
 from probekit.encoders.pooling import is_grid
 from probekit.encoders.weights import WRAPPERS, Loaded, hash_weights
-from probekit.runtime.errors import UserError, explained
+from probekit.runtime.errors import UserError, explained, some
 
 # Relative change allowed between batch sizes. float32 on a CPU: other kernels and summation orders, 6e-8 per operation.
 # Elsewhere (TF32 in cuDNN's convolutions, half precision): 1e-3 per operation.
@@ -213,13 +213,10 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
     Dependence is tested by setting them to NaN: a layer whose features do not change does not use them. They are set to
     0 so that the hash of the weights does not depend on their random initialisation.
     """
-    state: dict[str, torch.Tensor] = {}
-    for name, value in encoder.module.state_dict().items():
-        if WRAPPERS.sub("", name) in loaded.missing:
-            state[name] = value
-    poison = [value for value in state.values() if value.is_floating_point() or value.is_complex()]
-    fixed = [name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())]
-    if fixed:
+    own = encoder.module.state_dict().items()
+    state = {name: value for name, value in own if WRAPPERS.sub("", name) in loaded.missing}
+    poison = list(state.values())
+    if fixed := [name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())]:
         raise UserError(_needed(loaded, fixed))
     before = encoder._pooled(examples[:2])
     kept = [value.clone() for value in poison]
@@ -239,5 +236,6 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
 
 
 def _needed(loaded: Loaded, names: list[str]) -> str:
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{loaded.source} lacks weights that the chosen layers depend on ({shown}; now random); {loaded.advice}."
+    return (
+        f"{loaded.source} lacks weights that the chosen layers depend on ({some(names)}; now random); {loaded.advice}."
+    )

@@ -17,7 +17,7 @@ import torch
 from igpt_model.devices import is_plain
 from igpt_model.hashing import hash_arrays
 from probekit.encoders.checkpoint_files import read_state
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, some
 
 SHOWN = 4
 # levels that wrappers add to the names of parameters: torch.compile, FSDP, activation checkpointing
@@ -105,11 +105,12 @@ def load_weights(
     replaced = {key for key in unexpected if _stands_for_missing(key, set(own), set(missing))}
     strange = [key for key in unexpected if key not in replaced or ADAPTERS.search(key)]
     if strange or not fits:
-        problems = [
-            *_listed("missing", [key for key in missing if key not in misshapen]),
-            *_listed("unexpected", strange),
-            *_listed("of a different shape or type", misshapen),
-        ]
+        kinds = {
+            "missing": [key for key in missing if key not in misshapen],
+            "unexpected": strange,
+            "of a different shape or type": misshapen,
+        }
+        problems = [f"{what} {some(keys, SHOWN)}" for what, keys in kinds.items() if keys]
         advice = _prefix_advice(state, list(own)) or _ignore_advice(strange if fits else [], list(own))
         raise UserError(f"{path} does not fit the model: {'; '.join(problems)}; {advice}.")
     module.load_state_dict({name: state[plain] for name, plain in names.items() if plain in fits}, strict=False)
@@ -175,8 +176,3 @@ def _glob_beside(key: str, own: Sequence[str]) -> str:
         if not any(fnmatchcase(name, glob) for name in own):
             return glob
     return ".".join(levels)
-
-
-def _listed(what: str, keys: list[str]) -> list[str]:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return [f"{what} {', '.join(keys[:SHOWN])}{more}"] if keys else []

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from igpt_model.arguments import plain_array
 from probekit.datasets.images import hash_image
 from probekit.runtime.errors import UserError
 
@@ -45,7 +46,7 @@ class _Batches(Dataset[Any]):
             last = min(first + AT_ONCE, count)
             try:
                 images = self.parts[split].images(rows.start + first, rows.start + last)
-                made = [np.asarray(self.prepare(image)) for image in images]
+                made = [plain_array(self.prepare(image), "a prepared image") for image in images]
             except UserError as error:
                 return error
             if prepared is None:

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from igpt_model.arguments import checked
+from igpt_model.arguments import check_kind, checked
 from igpt_model.devices import cpu_threads
 from igpt_model.process_group import Ranks, current_ranks
 from igpt_model.ranges import WORKERS, check_at_least, check_range
@@ -163,6 +164,8 @@ def declare(
     """The header of the file that `extract` was called for."""
     if not parts:
         raise UserError("There are no rows to extract; ask for a split that contains images.")
+    for name, hint in get_annotations(Encoder).items():
+        check_kind(name, getattr(encoder, name, None), hint, "Encoder")
     dataset = {**data.provenance, "name": data.name, "limit": limit}
     return Header(
         encoder=dict(encoder.provenance),
@@ -170,7 +173,7 @@ def declare(
         dtype=dtype,
         layers=file_layer_names(encoder.layers),
         layer_names=tuple(encoder.layers),
-        widths=tuple(int(width) for width in encoder.widths),
+        widths=tuple(map(int, encoder.widths)),
         splits={name: len(part) for name, part in parts.items()},
         batch_size=batch_size or BATCH_SIZE,
         threads=torch.get_num_threads(),

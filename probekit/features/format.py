@@ -97,6 +97,9 @@ class Header:
                 check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)
         check_range("batch_size", self.batch_size, Range(1, 1 << 40))
         check_range("threads", self.threads, Range(1, 1 << 12))
+        counts = len(self.layers), len(self.layer_names), len(self.widths)
+        if len(set(counts)) > 1 or not self.layers:
+            raise UserError("There are {} layers, {} names and {} widths; give each layer one.".format(*counts))
         if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
             raise UserError(f"A layer has {wrong[0]:,} columns; expected 1 to {MOST_COLUMNS:,}.")
         depths: Sequence[int] = self.encoder.get("depths", range(len(self.layers)))
@@ -124,11 +127,6 @@ class Header:
         """The rows of a block."""
         start = block * self.batch_size
         return slice(start, min(start + self.batch_size, self.splits[split]))
-
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes on disk of one row of one split, its labels and hashes included."""
-        return sum(self.widths) * np.dtype(self.dtype).itemsize + 24
 
 
 def check_splits(splits: Mapping[str, int], where: str = "The features") -> None:

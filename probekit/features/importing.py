@@ -109,14 +109,14 @@ def import_features(
                 raise UserError(f"{path} contains other labels than {labels[split]}: leave one of them out.")
         if y is None:
             raise UserError(f"{path} contains no labels ({', '.join(LABEL_KEYS)}); give their file as {split}_labels.")
+        for same, (others, _) in splits.items():
+            if list(others) == list(layers) and all(map(np.array_equal, others.values(), layers.values())):
+                raise UserError(
+                    f"{files[same]} and {path} have the same contents, so {same} would equal {split}; give each split "
+                    "different rows, or --train alone to hold out a test split of it."
+                )
         splits[split] = (layers, label_array(y, f"{path}: its labels"))
         hashes[split] = hash_file(path)
-        same = next((other for other in splits if other != split and _equal(splits[other][0], layers)), None)
-        if same:
-            raise UserError(
-                f"{files[same]} and {path} have the same contents, so {same} would equal {split}; give each split "
-                "different rows, or --train alone to hold out a test split of it."
-            )
     rule: dict[str, Any] = {}
     if "train" in splits and "test" not in splits:
         rule, options["row_ids"] = _hold_out_test(splits)
@@ -129,10 +129,6 @@ def import_features(
         dtype=store,
         **options,
     )
-
-
-def _equal(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
-    return list(a) == list(b) and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def _hold_out_test(splits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

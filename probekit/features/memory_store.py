@@ -189,8 +189,6 @@ def _header(
         raise UserError("There are no rows to write; give at least one split with rows.")
     first = next(iter(layers))
     widths = {name: X.shape[1] for name, X in layers[first].items()}
-    if not widths or not all(widths.values()):
-        raise UserError(f"Split {first} has no layer or one of width 0; give arrays of shape (rows, width).")
     for split, arrays in layers.items():
         if {name: X.shape[1] for name, X in arrays.items()} != widths:
             raise UserError(f"Split {split} has different layers or widths from split {first}; give both the same.")

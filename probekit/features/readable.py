@@ -18,14 +18,7 @@ from probekit.runtime.errors import UserError
 class Features:
     """Features of several layers and splits, in a file (`FeatureStore`) or in memory (`MemoryStore`).
 
-    Attributes
-    ----------
-    layers, widths : name and number of columns of each layer, shallow to deep
-    splits : names
-    id : identity of data and provenance
-    encoder, dataset : provenance
-    classes : names of the labels; empty if unknown
-    path : of the file; None in memory
+    The attributes are those of `FeatureStore`; `path` is None in memory, and `classes` is empty if unknown.
     """
 
     header: Header
@@ -82,13 +75,8 @@ class Features:
     @checked
     def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
         """Several layers concatenated in the given order: X float32 (N, sum of D), y int64 (N,)."""
-        names = [self.layer(layer) for layer in layers]
-        widths = [self.widths[self.layers.index(name)] for name in names]
-        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
-        column = 0
-        for name, width in zip(names, widths, strict=True):
-            X[:, column : column + width] = self.stored(split, name)
-            column += width
+        none = np.empty((self.header.splits[self.named_split(split)], 0))
+        X = np.concatenate([none, *(self.stored(split, layer) for layer in layers)], axis=1, dtype=np.float32)
         return X, self.labels(split)
 
     @checked

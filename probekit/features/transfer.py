@@ -1,26 +1,32 @@
 """Copy features from the device to the host while the next batch is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from igpt_model.arguments import plain_array
+from igpt_model.devices import is_plain
+from probekit.runtime.errors import UserError
+
 
 class Transfer:
-    """Transfer of the features of one batch to the host.
+    """Transfer of the features of one batch, a tensor or array per layer, to the host.
 
     Created by the computing thread; the writing thread calls `arrays`. Copies from a GPU run in a separate stream that
     waits only for this batch, because in the computing stream they would queue behind the following batches. They go to
     pinned memory, without which a copy does not overlap with computation.
-
-    Parameters
-    ----------
-    features : tensors or arrays, one per layer
     """
 
-    def __init__(self, features: Sequence[Any]):
-        self._features = [torch.as_tensor(feature) for feature in features]
+    def __init__(self, features: Iterable[Any]):
+        if isinstance(features, Mapping | str) or not isinstance(features, Iterable):
+            kind = type(features).__name__
+            raise UserError(f"The encoder returned a {kind}; expected a list with one array or tensor per layer.")
+        self._features = [
+            one.detach() if is_plain(one) else torch.as_tensor(plain_array(one, f"features of layer {index}"))
+            for index, one in enumerate(features)
+        ]
         self._computed: torch.cuda.Event | None = None
         if self._features and self._features[0].device.type == "cuda":
             self._computed = torch.cuda.current_stream(self._features[0].device).record_event()

@@ -96,8 +96,6 @@ def read_header(file: h5py.File) -> Header:
     _names(file, "/", seen)
     parent = bool(values["shards"])
     layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
-    if not layers or len(layers) != len(values["layer_names"]):
-        raise _damaged(file, f"it has {len(layers)} layers but {len(values['layer_names'])} layer names.")
     widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
     try:
         header = Header(

@@ -145,7 +145,7 @@ def create_skeleton(
     `fill` may write the features before the file is renamed.
     """
     layout.check_classes(classes)
-    need = sum(n * header.bytes_per_row for n in header.splits.values())
+    need = sum(header.splits.values()) * (sum(header.widths) * np.dtype(header.dtype).itemsize + 24)
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
@@ -223,6 +223,8 @@ class FeatureWriter:
         rows = self.header.rows(split, block)
         columns = self._columns[split]
         columns["image_hashes"][rows] = image_hashes
+        if len(features) != len(self.header.layers):
+            raise UserError(f"The encoder returned features of {len(features)} layers, not {len(self.header.layers)}.")
         sums = np.empty(len(features) + 2, dtype=np.uint64)
         with full_disk_as_sentence(self.path):
             self._put(layout.column_path(split, "image_hashes"), rows.start, columns["image_hashes"][rows])

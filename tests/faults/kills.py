@@ -511,7 +511,7 @@ def dying_rank(made: Path, scratch: Path, words: str, reached: str, done: Callab
     """One of two ranks is killed once `reached` matches a file; the rest ends, and the same command goes on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "probekit"]
-    command = [*start, *words.format(out=scratch, made=made).split()]
+    command = [*start, *(word.format(out=scratch, made=made) for word in words.split())]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(scratch.glob(reached)) and process.poll() is None:
         time.sleep(0.01)

@@ -257,7 +257,7 @@ MISUSED = {
     "axes": (lambda results: results.plot_depth(ax=5), "ax is of type int"),
     "metric": (lambda results: results.curves(metric=5), "metric is 5"),
     "keyword": (lambda results: results.curve(serie="a"), "Did you mean series?"),
-    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "returned int; wr"),
+    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "returned int; give"),
     "empty name": (lambda results: probekit.sweep({"a": X}, y, Cs=[0.1], series=""), "series is empty"),
 }
 

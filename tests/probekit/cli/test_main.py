@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_an_interrupt_while_a_lock_is_taken_comes_once_it_is_held_properly(capsy
     done = []
 
     class Taken:
-        acquire = release = None
+        acquire = release = locked = None
         __enter__ = staticmethod(partial(signal.raise_signal, signal.SIGINT))
 
         def __exit__(self, *_):
@@ -174,7 +175,8 @@ def test_warnings_are_one_line_without_a_source_line(capsys):
 def test_streams_that_take_nothing(streams, code, tmp_path):
     """A closed stream's number must not become that of a file, and no stream stops what writes to another."""
     file = write_features(tmp_path / "f.h5", (1,))
-    words = f"{sys.executable} -m probekit compress {file} --out {tmp_path / 'g.h5'} {streams}; exit ${{PIPESTATUS[0]}}"
+    command = shlex.join([sys.executable, "-m", "probekit", "compress", str(file), "--out", str(tmp_path / "g.h5")])
+    words = f"{command} {streams}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
     assert done.returncode in (code, 0 if "head" in streams else code), done.stderr  # all may be in the pipe already
     assert not re.search("Traceback|Exception ignored", done.stderr)

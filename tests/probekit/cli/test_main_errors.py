@@ -187,7 +187,7 @@ TRAIN = "train digits --out {new}"
 )
 def test_a_size_that_cannot_be_leaves_nothing_behind(line, words, tmp_path, features, good_run, refused):
     new = tmp_path / "new"
-    refused(*line.format(new=new, run=good_run, features=features).split(), words=words)
+    refused(*(word.format(new=new, run=good_run, features=features) for word in line.split()), words=words)
     assert not new.exists()
     assert not new.with_suffix(".png").exists()
 
@@ -207,7 +207,7 @@ def test_a_size_that_cannot_be_leaves_nothing_behind(line, words, tmp_path, feat
 def test_a_folder_where_a_file_is_wanted(line, words, tmp_path, good_run, refused):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.png").mkdir()
-    refused(*line.format(folder=tmp_path / "folder", run=good_run).split(), words=words)
+    refused(*(word.format(folder=tmp_path / "folder", run=good_run) for word in line.split()), words=words)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda:63", "nonsense"])

@@ -106,7 +106,7 @@ def test_a_tag_that_yaml_cannot_build_is_one_sentence(value, tmp_path, capsys):
         ("steps: true", "steps is True; expected something other than true or false"),
         ("steps: false", "steps is False"),
         ("tensorboard: 'no'", "tensorboard is 'no'; expected true or false"),
-        ("dataset: yes\ndataset: no", "the key 'dataset' is there twice"),
+        ("dataset: yes\ndataset: no", "the key 'dataset' occurs twice"),
         ("n-layer: 1\nn_layer: 2", "'n-layer' and 'n_layer' are the same flag"),
         ("config: other.yaml", "no flag config"),
         ("steps: 1:30", "--steps is '1:30'"),

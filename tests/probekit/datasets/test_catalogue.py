@@ -8,14 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probekit.datasets import load_dataset
+from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_path_in_the_other_unicode_form_is_found(tmp_path, form):
     other = {"NFC": "NFD", "NFD": "NFC"}[form]
-    image_folder(tmp_path / unicodedata.normalize(form, "café"), "a", "b")
-    assert load_dataset(str(tmp_path / unicodedata.normalize(other, "café"))).classes == ("a", "b")
+    above = tmp_path / "ü"  # as it is written here, in each case
+    image_folder(above / unicodedata.normalize(form, "café"), "a", "b")
+    assert load_dataset(str(above / unicodedata.normalize(other, "café"))).classes == ("a", "b")
+    with pytest.raises(UserError, match="neither a known name nor an existing path"):
+        load_dataset(str(above / "cafe"))
 
 
 @given(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=6))

@@ -14,7 +14,7 @@ from tests.probekit.datasets.image_folders import image_folder
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        ('{"label": [0, 1]}', "are lists"),
+        ('{"label": [0, 1]}', "one non-negative integer per image"),
         ('{"label": 0.5}', r"contain 0\.5"),
         ('{"label": null}', "have no label|no label"),
     ],

@@ -5,6 +5,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+import torch
 from feature_fakes import LinearEncoder, dataset
 
 from probekit.datasets import load_dataset
@@ -165,3 +166,60 @@ def test_images_that_two_splits_share_are_said(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         extract("pixels:8", load_dataset(apart), tmp_path / "g.h5")
+
+
+def returning(change):
+    """A change of an encoder: what it returns."""
+    return lambda encoder: setattr(encoder, "change", change)
+
+
+ODD_ENCODERS = {
+    "layers of numbers": (lambda e: setattr(e, "layers", (0, 1)), "layers is of type tuple; Encoder expected"),
+    "no layers": (lambda e: setattr(e, "layers", None), "layers is None; Encoder expected a list of texts"),
+    "one width": (lambda e: setattr(e, "widths", e.widths[:1]), "2 layers, 2 names and 1 widths"),
+    "widths of nothing": (lambda e: setattr(e, "widths", (None, 3)), "widths is of type tuple; Encoder expected"),
+    "no provenance": (lambda e: setattr(e, "provenance", None), "provenance is None; Encoder expected a mapping"),
+    "nothing": (returning(lambda out: None), "returned a NoneType; expected a list"),
+    "a mapping": (returning(lambda out: dict(enumerate(out))), "returned a dict; expected a list"),
+    "a layer too few": (returning(lambda out: out[:1]), "returned features of 1 layers, not 2"),
+    "a layer too many": (returning(lambda out: [*out, out[0]]), "returned features of 3 layers, not 2"),
+    "complex numbers": (returning(lambda out: [x.to(torch.complex64) for x in out]), "complex tensor is given"),
+    "sparse": (returning(lambda out: [x.to_sparse() for x in out]), "sparse_coo tensor is given as"),
+    "without data": (returning(lambda out: [x.to("meta") for x in out]), "meta tensor is given as features of layer 0"),
+    "texts": (returning(lambda out: ["a", "b"]), "type <U1 is given as features of layer 0"),
+    "objects": (returning(lambda out: [object(), object()]), "type object is given as features of layer 0"),
+    "no picture": (lambda e: setattr(e, "prepare", lambda image: None), "type object is given as a prepared image"),
+}  # fmt: skip
+
+
+class Mean:
+    """Two layers of mean colours, after a change."""
+
+    layers, widths, provenance = ("a", "b"), (3, 3), {"name": "mean"}
+
+    def change(self, features):
+        return features
+
+    def prepare(self, image):
+        return image
+
+    def __call__(self, images, row_ids):
+        X = torch.from_numpy(np.ascontiguousarray(images)).float().mean((1, 2))
+        return self.change([X, X + 1])
+
+
+@pytest.mark.parametrize("name", ODD_ENCODERS)
+def test_what_is_no_encoder_or_returns_no_features(tmp_path, name):
+    change, message = ODD_ENCODERS[name]
+    encoder = Mean()
+    change(encoder)
+    with pytest.raises(UserError, match=message):
+        extract(encoder, dataset(), tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize("change", [tuple, iter, lambda out: [x.double().requires_grad_() for x in out]])
+def test_forms_of_the_same_features(tmp_path, change):
+    encoder = Mean()
+    expected = extract(encoder, dataset(), tmp_path / "a.h5").read("train", 1)[0]
+    encoder.change = change
+    np.testing.assert_array_equal(extract(encoder, dataset(), tmp_path / "b.h5").read("train", 1)[0], expected)

@@ -38,9 +38,10 @@ def folder():
 
 def crash(shim, folder, *arguments):
     paths = os.pathsep.join([str(ROOT), str(HERE)])
-    environment = {**os.environ, "LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    # by a relative path: LD_PRELOAD ends a name at a space
+    environment = {**os.environ, "LD_PRELOAD": f"./{shim.name}", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, str(HERE / "crash_driver.py"), str(folder), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(command, env=environment, cwd=shim.parent, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

@@ -98,7 +98,7 @@ def test_curves_of_losses_have_bands_and_choose_as_accuracy_does(folder):
 
 def test_what_was_not_measured_names_the_command(folder):
     record = next(iter(Results(folder)))
-    with pytest.raises(UserError, match=r"probekit calibrate .*features.h5 --out"):
+    with pytest.raises(UserError, match=r"probekit calibrate .*features.h5'? --out"):
         measured(record, find_metric("ece_scaled"))
     with pytest.raises(UserError, match="probekit geometry"):
         measured(record, find_metric("cka_to_last"))
