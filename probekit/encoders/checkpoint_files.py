@@ -114,8 +114,8 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
     """
     path = Path(os.path.expanduser(path))
     if not path.is_file():
-        state = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
-        raise UserError(f"The weights file {path} {state}.")
+        wrong = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
+        raise UserError(f"The weights file {path} {wrong}.")
     try:
         state = _load(path)
     except Exception as error:
