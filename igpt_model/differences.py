@@ -1,4 +1,4 @@
-"""Differences between the settings that a file or folder was made with and those of this call."""
+"""Differences between the settings stored in a file or folder and those of the current call."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ def changes(there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
         elif old != new:
             found[name] = old, new
 
-    # a file gives lists back for tuples, and text for keys that were numbers
+    # JSON turns tuples into lists and numeric keys into text
     compare(as_json(there), as_json(here), "")
     return found
 
@@ -36,7 +36,7 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
 
 
 def differ(there: Any, here: Any) -> str:
-    """Return the first few `differences` in one line; empty where there are none."""
+    """Return the first few `differences` in one line; empty if there are none."""
     found = differences(there, here)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
@@ -57,7 +57,7 @@ def claim(
     Raises
     ------
     UserError
-        The folder can't be written, or holds `what` with other settings; the message names those that differ.
+        The folder is not writable, or contains `what` with different settings, which the message lists.
     """
     try:
         try:
@@ -75,13 +75,13 @@ def claim(
     if fixed := {name: pair for name, pair in changed.items() if name not in free}:
         differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
         raise UserError(
-            f"{path.parent} contains {what} with other settings: {differing}; use the same ones or another --out."
+            f"{path.parent} contains {what} with different settings ({differing}); use those or another --out."
         )
     return {name: new for name, (_, new) in changed.items()}
 
 
 def _short(*values: Any) -> tuple[str, ...]:
-    """Two values in a few characters each, of long ones those about the first that differs."""
+    """Two values, abbreviated to the characters around the first difference if they are long."""
     texts = tuple(_summary(value) for value in values)
     if texts[0] == texts[1]:
         texts = tuple(json.dumps(value, ensure_ascii=False) for value in values)

@@ -20,7 +20,7 @@ from probekit.datasets.labels import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 from probekit.runtime.memory import free_memory
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
@@ -156,7 +156,7 @@ def _load(path: Path) -> Any:
         return load_npy(path)
     if path.suffix == ".npz":
         return load_npz(path, free_memory())
-    try:
+    with explained(f"{path} cannot be read as plain arrays", "save tensors or arrays only, without Python objects"):
         open_regular(path).close()
         if path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -170,13 +170,6 @@ def _load(path: Path) -> Any:
             return content
         if path.suffix == ".csv":
             return _read_csv(path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as plain arrays ({first_line(error)}); "
-            "save tensors or arrays only, without Python objects."
-        ) from None
     raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .npy, .npz, .pt or .csv.")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from igpt_model.checked_json import open_regular, parse_json
 from probekit.features import format as layout
 from probekit.features.format import FORMAT, SCHEMAS, VERSION, Header
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 # what HDF5 and h5py raise for damaged metadata
 _DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
@@ -35,13 +35,8 @@ _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object'
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
     """Open a feature file for reading; errors of HDF5 become a `UserError` that says the file is damaged."""
-    with layout.open_hdf5(path) as file:
-        try:
-            yield file
-        except UserError:
-            raise
-        except _DAMAGE as error:
-            raise UserError(f"{path} is damaged ({first_line(error)}): copy or extract it again.") from error
+    with layout.open_hdf5(path) as file, explained(f"{path} is damaged", "copy or extract it again", *_DAMAGE):
+        yield file
 
 
 def attribute(file: h5py.File, name: str) -> Any:

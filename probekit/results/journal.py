@@ -116,7 +116,7 @@ class Journal:
         with it.
         """
         file = self._claims / key
-        with file_lock(file, wait=False) as held:
+        with file_lock(file, wait=0) as held:
             if not held:
                 yield False
                 return

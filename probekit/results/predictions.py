@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import open_regular
 from probekit.results.record import Record
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 _TESTED = {"row_ids": np.int64, "labels": np.int64, "predictions": np.int64, "log_proba": np.float32}
 """What a tested probe's file holds of its test rows, with "test_" before each name: fields of `RowPredictions`."""
@@ -53,15 +53,11 @@ def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPred
 
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a probe file: `classes`, those of its kind, and test_* if the probe has been tested."""
-    try:
+    with explained(f"Probe file {path} cannot be read", "delete its record's line and run the sweep again"):
         open_regular(path).close()  # reading a pipe or a device could block
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written_as = (file.metadata() or {}).get("name", Path(path).name)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"Probe file {path} cannot be read ({first_line(error)}); delete its record's line and run the sweep again."
-        ) from None
     for name, kind in {"classes": np.int64, **{f"test_{name}": kind for name, kind in _TESTED.items()}}.items():
         if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files have narrower types
             arrays[name] = arrays[name].astype(kind, copy=False)
