@@ -130,7 +130,7 @@ def test_further_test_rows_without_numbers_or_that_are_called_as_the_field_of_th
 @pytest.mark.parametrize("name", ["results.jsonl", "choices.jsonl"])
 def test_lines_that_are_no_records_are_named_by_verbs_that_add_some(results, line, name):
     put(results / name, [*lines(results / name), line])
-    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a record"):
+    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a probekit record"):
         sweep(results / "f.h5", results, Cs=[0.1, 1.0])
 
 
@@ -195,7 +195,7 @@ def test_rows_of_one_id_are_not_paired(results):
     record = Results(results)[0]
     arrays = load_file(results / record.probe_file)
     save_file({**arrays, "test_row_ids": arrays["test_row_ids"] * 0}, results / record.probe_file)
-    with pytest.raises(UserError, match="have one row id"):
+    with pytest.raises(UserError, match="have the same row id"):
         paired_difference(record, record)
 
 
@@ -205,8 +205,8 @@ def test_rows_of_one_id_are_not_paired(results):
         ({"tests": {"test": {"labels": [0]}}}, {}, "has the label 1, which its description leaves out"),
         ({"tests": {"test": {"labels": []}}}, {}, "has the label 0"),
         ({"tests": {"more": {"labels": [0, 1, 5, 5]}}}, {"more": [0, 2]}, "has the label 2"),
-        ({}, {"\x1b[31m": [0, 1]}, "cannot name a set of test rows"),
-        ({}, {" test": [0, 1]}, "cannot name a set of test rows"),
+        ({}, {"\x1b[31m": [0, 1]}, "is not a valid name of a test set"),
+        ({}, {" test": [0, 1]}, "is not a valid name of a test set"),
         ({"name": None}, {}, "The description of the dataset"),
     ],
 )
