@@ -159,7 +159,7 @@ def load_dataset(
             return _read_entry(entry, root, options)
     if (found := _read_path(text, root, options)) is not None:
         return found
-    exists = Path(os.path.expanduser(text)).exists()
+    exists = os.path.exists(os.path.expanduser(text))
     if re.match(r"[A-Za-z]:[\\/]", text) and not exists:
         raise UserError(f"{text} does not exist; check the path.")
     if ":" in text and not text.startswith("file:") and not exists:

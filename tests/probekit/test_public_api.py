@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,10 @@ WRONG = {
     "function": lambda: None,
     "empty text": "",
     "text": "abc",
+    "long text": "x" * 10_000,
+    "NUL": "a\0b",
+    "terminal codes": "\x1b[31m",
+    "huge numbers": [10**400],
     "bytes": b"\xff",
     "empty list": [],
     "list": ["a", 5],
@@ -226,6 +231,20 @@ def test_every_public_name_is_tried():
     assert {*probekit.__all__, *igpt_model.__all__} == tried
 
 
+@pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
+def test_labels_and_layers_of_a_wrong_kind_are_a_sentence(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for features, labels in (({"a": X}, value), ({"a": value}, y), ([value, X], y)):
+        with suppress(UserError, TypeError):  # a tensor with gradients is a layer
+            probekit.sweep(features, labels, Cs=[0.1])
+
+
+@pytest.mark.parametrize("seeds", [[-1], [10**400], [2**32], np.array([2**63], np.uint64), pd.array([None, 1]), []])
+def test_seeds_that_are_none(seeds):
+    with pytest.raises(UserError, match="seeds is"):
+        probekit.sweep({"a": X}, y, Cs=[0.1], seeds=seeds)
+
+
 @pytest.mark.parametrize("name", SLOW)
 def test_what_does_work_refuses_at_once_what_it_cannot_mean(name, calls):
     """The annotations alone: nothing is read or computed."""
@@ -252,12 +271,12 @@ def test_objects_are_pickled_and_copied(calls):
 
 MISUSED = {
     "no path": (lambda results: Results(), "Results needs a results file or folder"),
-    "no records": (lambda results: Results.from_records([]).curve(), "These results hold no records"),
+    "no records": (lambda results: Results.from_records([]).curve(), "These results contain no records"),
     "no results": (lambda results: probekit.write_report([]), "No results were given"),
     "axes": (lambda results: results.plot_depth(ax=5), "ax is of type int"),
     "metric": (lambda results: results.curves(metric=5), "metric is 5"),
     "keyword": (lambda results: results.curve(serie="a"), "Did you mean series?"),
-    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "returned int; wr"),
+    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "returned int; give"),
     "empty name": (lambda results: probekit.sweep({"a": X}, y, Cs=[0.1], series=""), "series is empty"),
 }
 
