@@ -221,7 +221,7 @@ def _agrees(value: Any, schema: Any) -> bool:
         return isinstance(value, int) and number and schema.least <= value <= schema.most
     if isinstance(schema, Real) or schema is float:
         bounds = schema if isinstance(schema, Real) else Real()
-        # Python compares integers of any size with floats, but isfinite converts them to float to float
+        # Python compares integers of any size with floats, but isfinite converts them to float
         return number and bounds.least <= value <= bounds.most and abs(value) <= sys.float_info.max
     if isinstance(schema, Text):
         good = isinstance(value, str) and len(value) <= schema.most and "\0" not in value
