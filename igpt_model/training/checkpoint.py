@@ -397,7 +397,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         They cannot be read.
     """
     file, shards = folder / f"{name}.safetensors", folder / name
-    if not shards.is_dir():
+    if file.exists() or not shards.is_dir():
         try:
             open_regular(file).close()  # opening a pipe or a device could block
             tensors = load_file(file)

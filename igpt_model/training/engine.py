@@ -196,7 +196,7 @@ class Engine:
         """Load weights and optimiser state from a checkpoint written by any number of ranks."""
         folder = checkpoint.path
         assert folder is not None
-        if self.ranks.parallel == "fsdp" and (folder / "weights").is_dir():
+        if self.ranks.parallel == "fsdp" and not (folder / "weights.safetensors").exists():
             fill_from_shards(folder / "weights", self.model.state_dict())
             fill_from_shards(folder / "trainer", start_optimizer(self.model, self.optimizer))
             return

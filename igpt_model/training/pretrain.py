@@ -26,7 +26,10 @@ from igpt_model.training.run import LossWatch, Record, Run, TrainingDiverged, re
 __all__ = ["TrainConfig", "TrainingDiverged", "train"]
 
 # may change when a run is resumed
-_FREE = ("device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile")
+_FREE = [
+    f"train.{name}"
+    for name in ["device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile"]
+]
 
 
 @checked
@@ -86,7 +89,7 @@ def train(
     images = train_images, val_images
     yield from records_of(
         lambda: Pretraining(config, Path(out), ranks, images, palette, provenance),
-        *(run_config, [f"train.{name}" for name in _FREE], out, ranks, config.threads, stop),
+        *(run_config, _FREE, out, ranks, config.threads, stop),
     )
 
 
@@ -94,6 +97,7 @@ class Pretraining(Run):
     """A pre-training run."""
 
     config: TrainConfig
+    free = _FREE
     state_schema: ClassVar = {"lowest": (Real(0), math.inf), "bad_records": Int(0)}
 
     def __init__(
@@ -125,9 +129,12 @@ class Pretraining(Run):
         if self.new:
             yield from self.evaluate_and_save(pausing=False)
 
+    def recorded(self, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        mine = {"train": self.config.to_dict(), "data": self.data_provenance}
+        return {name: provenance.get(name) for name in mine}, mine
+
     def provenance(self) -> dict[str, Any]:
-        made = {"train": self.config.to_dict(), "data": self.data_provenance}
-        return {**made, "torch": torch.__version__, "data_hash": self.data.hash}
+        return {**self.recorded({})[1], "torch": torch.__version__, "data_hash": self.data.hash}
 
     def evaluation(self) -> Record:
         return {"val_loss": self.engine.evaluate(self.data.val)}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from igpt_model.devices import cpu_threads
+from igpt_model.differences import differ
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
 from igpt_model.locks import RUN_LOCK, run_lock
@@ -121,6 +122,7 @@ class Run(ABC):
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
+    free: ClassVar[Iterable[str]]  # names of what `recorded` returns that may differ
     state_schema: ClassVar[dict[str, Any]]  # state for resuming besides weights and optimiser: attributes of `progress`
 
     def __init__(
@@ -145,6 +147,10 @@ class Run(ABC):
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return the provenance of a checkpoint as JSON values."""
+
+    @abstractmethod
+    def recorded(self, provenance: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the settings in a checkpoint's provenance, and this run's."""
 
     @abstractmethod
     def evaluation(self) -> Record:
@@ -188,6 +194,11 @@ class Run(ABC):
         if found is None:
             self.palette = self.ranks.once(self.first_palette)
         else:
+            if differing := differ(*self.recorded(found.provenance), self.free):
+                raise UserError(
+                    f"The checkpoint {found.path} was made with other settings than the run's config.json has now: "
+                    f"{differing}; restore config.json, or give another --out."
+                )
             self.palette, self.step = found.palette, found.step
             self.engine.restore(found)
             for name in self.state_schema:

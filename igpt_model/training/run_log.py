@@ -27,16 +27,23 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
     UserError
         `out` is not writable, or contains a run with different settings, which the message lists.
     """
+    path = Path(out) / "config.json"
+    checkpoints = any(Path(out).glob("checkpoints/*[0-9]*"))
 
     def begun(there: Mapping[str, Any]) -> bool:
         ours = {"train", "finetune"} & there.keys()
-        if ours and not any(Path(out).glob("checkpoints/*[0-9]*")):
+        if not checkpoints and (ours or not there):
             return False
+        if not there:
+            raise UserError(
+                f"{out} contains checkpoints, but no config.json that names their run; restore it, or give another "
+                "--out."
+            )
         if other := ours - settings.keys():
             raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
         return True
 
-    return claim(Path(out) / "config.json", settings, begun, "a run", free)
+    return claim(path, settings, begun, "a run", free)
 
 
 class MetricsLog:

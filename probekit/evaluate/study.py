@@ -228,7 +228,7 @@ def _asked_for(given: Any, data: Dataset) -> str:
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
     """Write study.json, also over that of a study which failed before its first features; refuse another study."""
     begun = any(out.glob("features/*.h5")) or any(out.glob("*/features/*.h5"))
-    claim(out / SETTINGS_NAME, settings, lambda _: begun, "a study")
+    claim(out / SETTINGS_NAME, settings, lambda there: bool(there) and begun, "a study")
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from igpt_model import train
+from igpt_model import FinetuneConfig, finetune, train
 from igpt_model.convert.huggingface import from_pretrained_folder
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
@@ -22,6 +23,7 @@ from igpt_model.locks import file_lock, run_lock
 from igpt_model.palette import Palette
 from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import check_checkpoint, list_checkpoints
+from igpt_model.training.finetune import Labelled
 from probekit import concat, sweep
 from probekit.evaluate.layer_geometry import geometry
 from probekit.features.format import file_id
@@ -337,6 +339,49 @@ def test_checkpoints_whose_parts_are_of_different_models(run, what):
     records = go(folder)  # from the checkpoint before, to the same end
     assert [record["kind"] for record in records[:2]] == ["damaged", "start"]
     assert records[-1] == {"kind": "end", "step": 4}
+
+
+def test_settings_that_were_edited_to_those_of_another_command(run):
+    folder, _ = run
+    settings = json.loads((folder / "config.json").read_text())
+    edited(settings, "train.lr", 0.5)
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"made with other settings .* train\.lr: 0\.003 there, 0\.5 here"):
+        list(train(replace(TINY, lr=0.5), PICTURES, PICTURES, folder))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_checkpoints_without_the_settings_of_their_run_are_left_alone(run, gone):
+    folder, checkpoint = run
+    (folder / "config.json").unlink() if gone else (folder / "config.json").write_text("{}")
+    before = sorted(folder.rglob("*"))
+    images, tuned = Labelled(PICTURES, np.arange(20) % 2), FinetuneConfig(steps=1, batch_size=4)
+    for start in (lambda: go(folder), lambda: list(finetune(tuned, checkpoint, images, images, ["a", "b"], folder))):
+        with pytest.raises(UserError, match=r"no config\.json"):
+            start()
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_settings_of_fine_tuning_that_were_edited(run, tmp_path):
+    images, out = Labelled(PICTURES, np.arange(20) % 2), tmp_path / "tuned"
+    tuned = FinetuneConfig(steps=1, batch_size=4, threads=1)
+    first = [one["kind"] for one in finetune(tuned, run[1], images, images, ["a", "b"], out)]
+    assert first[-1] == "end"
+    settings = json.loads((out / "config.json").read_text())
+    edited(settings, "finetune.seed", 5)
+    (out / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"config\.seed: 0 there, 5 here"):
+        list(finetune(replace(tuned, seed=5), run[1], images, images, ["a", "b"], out))
+    edited(settings, "finetune.seed", 0)
+    (out / "config.json").write_text(json.dumps(settings))
+    again = list(finetune(replace(tuned, threads=2), run[1], images, images, ["a", "b"], out))
+    assert [one["kind"] for one in again] == ["start", "end"]
+
+
+def test_a_folder_of_shards_beside_whole_weights_is_not_read(run):
+    folder, checkpoint = run
+    (checkpoint / "weights").mkdir()
+    assert [record["kind"] for record in go(folder)] == ["start", "end"]
 
 
 TENSORS = {
