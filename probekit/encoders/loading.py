@@ -117,7 +117,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         near = f" A model of the Hugging Face hub is hf:{spec}, one of timm is timm:{spec}."
         if os.path.isdir(os.path.join(spec, "checkpoints")):
             near = f" The run in that folder is igpt:{spec}."
-    raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.{near}")
+    raise UserError(f"The encoder {spec!r} is unknown; write {FORMS}{added}.{near}")
 
 
 def _function(place: str) -> Callable[..., Encoder]:
