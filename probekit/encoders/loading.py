@@ -99,7 +99,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         if colon:
             if not re.fullmatch("[0-9]{1,4}", rest):
                 raise UserError(f"{spec!r}: after {scheme}: come the pixels per side, for example {scheme}:32.")
-            options["resolution"] = int(rest)
+            if options.setdefault("resolution", int(rest)) != int(rest):
+                raise UserError(f"{spec} was given with resolution={options['resolution']}; give one of them.")
         return _call(spec, _function(SCHEMES[scheme]), [], options)
     if scheme in SCHEMES:
         if not rest:
@@ -138,7 +139,7 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
             if key in options:
                 check_values(key, options[key])
     try:
-        return function(*arguments, **options)
+        return checked(function)(*arguments, **options)
     except TypeError as error:  # a function that hands its options on
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
