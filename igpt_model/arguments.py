@@ -6,6 +6,7 @@ so is what is annotated as `Any` or as NumPy's `ArrayLike`.
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from difflib import get_close_matches
@@ -80,6 +81,9 @@ def from_json(kind: type[D], values: Mapping[str, Any], what: str, whole: bool =
 def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
     """The value, a NumPy scalar as the Python one that is meant; refused if it is not of the annotated kind."""
     kind = type(value)
+    if _takes_paths(hint):
+        for one in value if isinstance(value, list | tuple) else [value]:
+            _check_path(name, one, where)
     if kind in _plain_kinds(hint):
         return value
     scalar = kind.__module__ == "numpy" and kind.__name__ != "ndarray" and getattr(value, "ndim", 1) == 0
@@ -90,6 +94,26 @@ def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
         shown = _short(value) if plain else f"of type {type(value).__name__}"
         raise WrongType(f"{name} is {shown}; {where} expected {_named(hint)}.")
     return _as_list(value, hint)
+
+
+@functools.cache
+def _takes_paths(hint: Any) -> bool:
+    """Whether a path, or a list of paths, fits."""
+    return any(Path in (option, *_options(next(iter(get_args(option)), None))) for option in _options(hint))
+
+
+def _check_path(name: str, path: Any, where: str) -> None:
+    """Refuse what no file can be called: the system's calls would end in errors of many kinds."""
+    if not isinstance(path, str | PathLike):
+        return
+    try:
+        parts = os.fsencode(path).split(b"/")
+    except UnicodeEncodeError:
+        parts = [b"\0"]
+    if any(b"\0" in part or len(part) > 255 for part in parts) or sum(map(len, parts)) + len(parts) > 4096:
+        raise UserError(
+            f"{name} is {_short(os.fspath(path))}, too long for a path or no text; {where} expected a path."
+        )
 
 
 def _as_list(value: Any, hint: Any) -> Any:
@@ -192,7 +216,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return _is_list(value, kind, inner)
     if getattr(kind, "_is_protocol", False):
         members = {*vars(kind), *inspect.get_annotations(kind)}
-        return any(hasattr(value, member) for member in members if not member.startswith("_"))
+        return all(hasattr(value, member) for member in members if not member.startswith("_"))
     return isinstance(value, kind)
 
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.errors import UserError
-from igpt_model.locks import open_lock_file, try_lock
-
-WAIT_SECONDS = 30.0
+from igpt_model.locks import WAIT_SECONDS, open_lock_file, try_lock
 
 
 def sync(path: Path) -> None:

@@ -19,6 +19,8 @@ from igpt_model.checked_json import Int, Text, parse_json
 from igpt_model.errors import UserError
 
 RUN_LOCK = ".lock"
+WAIT_SECONDS = 30.0
+"""How long a lock is waited for that others hold for a moment."""
 _HOLDER = {"pid": Int(1), "host": Text(256), "started": Text(64)}
 
 
@@ -82,21 +84,24 @@ def open_lock_file(path: Path) -> int:
 
 
 @contextmanager
-def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+def file_lock(path: Path, wait: float = WAIT_SECONDS) -> Iterator[bool]:
     """Hold the lock of a file while the body runs.
 
-    Gives True; where `wait` is off and another opening of the file holds it, False.
+    Gives True; where `wait` is 0 and another opening of the file holds it, False.
 
     Raises
     ------
     UserError
-        In the lock's place is no regular file.
+        In the lock's place is no regular file, or another process, perhaps a stopped one, holds it for `wait` seconds.
     """
     descriptor = open_lock_file(path)
     try:
-        if wait:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield wait or try_lock(descriptor)
+        until = time.monotonic() + wait
+        while not (held := try_lock(descriptor)) and time.monotonic() < until:
+            time.sleep(0.01)
+        if wait and not held:
+            raise UserError(f"{path} is held by another process (a stopped one?): end it, and run the command again.")
+        yield held
     finally:
         _release(descriptor)
 

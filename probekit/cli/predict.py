@@ -5,6 +5,7 @@ from typing import Any
 
 from probekit.cli.console import say
 from probekit.cli.encoder_options import EncoderOptions
+from probekit.cli.plot import check_ending
 
 
 def predict(
@@ -42,6 +43,8 @@ def predict(
     from probekit.evaluate.predict import predict as predict_images
     from probekit.runtime.escape import csv_text
 
+    if out is not None:
+        check_ending(out, ("csv",))
     record = find_record(probe, series)  # a wrong path is told before a model is loaded
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)
     frame = predict_images(record, images, load_encoder(spec, **(settings | options.given())), batch_size)

@@ -35,12 +35,14 @@ def label_array(values: Any, where: str) -> np.ndarray:
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
+    if hasattr(values, "detach"):
+        values = plain_array(values, "labels")
     try:
         if isinstance(values, list | tuple) and not any(isinstance(value, LISTS) for value in values):
             array: np.ndarray = np.empty(len(values), object)  # NumPy would make texts of numbers beside texts
             array[:] = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in values]
         else:
-            array = plain_array(values, "labels") if hasattr(values, "detach") else np.asarray(values)
+            array = np.asarray(values)
     except ValueError:
         raise UserError(
             f"{where} are lists of different lengths, but one label per image is needed; choose one for each image."

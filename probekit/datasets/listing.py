@@ -47,11 +47,11 @@ def expand(pattern: str, suffix: str = "") -> list[Path]:
     Hidden files are left out; folders are searched recursively.
     """
     path = Path(pattern)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffix))
         return [file for file in found if not any(map(is_clutter, file.relative_to(path).parts))]
     braces = re.search(r"\{([0-9]{1,4000})\.\.([0-9]{1,4000})\}", pattern)
-    if path.exists() or not (braces or any(sign in pattern for sign in "*?[")):
+    if os.path.exists(path) or not (braces or any(sign in pattern for sign in "*?[")):
         return [path]
     if not braces:
         return sorted(map(Path, glob.glob(pattern)))

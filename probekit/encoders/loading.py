@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from igpt_model.arguments import checked
@@ -117,7 +116,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
     near = did_you_mean(scheme, SCHEMES)
     if not near and not rest:
         near = f" A model of the Hugging Face hub is hf:{spec}, one of timm is timm:{spec}."
-        if Path(spec, "checkpoints").is_dir():
+        if os.path.isdir(os.path.join(spec, "checkpoints")):
             near = f" The run in that folder is igpt:{spec}."
     raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.{near}")
 

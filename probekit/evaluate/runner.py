@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,7 +27,7 @@ from igpt_model.devices import find_device, to_device
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_arrays
 from igpt_model.process_group import current_ranks
-from igpt_model.ranges import SEEDS, check_range
+from igpt_model.ranges import SEED, SEEDS, check_range
 from probekit.datasets.splits import random_bits, stratified_holdout, stratified_subset
 from probekit.features.inspect import rankme
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
@@ -449,10 +450,10 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
     """0 to n-1 for a count n, else the seeds themselves."""
     if isinstance(seeds, int) and seeds > SEEDS.most:
         check_range("seeds", seeds, SEEDS)
-    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not listed or min(listed) < 0:
-        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")
-    return listed
+    listed = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not listed or not all(isinstance(seed, Integral) and seed in SEED for seed in listed):
+        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds {SEED} is needed.")
+    return [int(seed) for seed in listed]
 
 
 def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from igpt_model.arguments import checked
+from igpt_model.arguments import checked, plain_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner, check_kinds, seed_list, warn_unconverged
 from probekit.features.memory_store import MemoryStore
@@ -131,6 +131,8 @@ def sweep(
         raise UserError("No layer was given; give a dict or list of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
         features = from_arrays(features, y)
+    elif not isinstance(features, Features | str | Path):
+        raise UserError(f"features is a {type(features).__name__}; give a feature file, or a dict or list of arrays.")
     elif y is not None:
         raise UserError("y was given with a feature file, which contains its own labels; leave y out.")
     if out is None and isinstance(features, MemoryStore):
@@ -184,7 +186,7 @@ def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryS
     """
     if y is None:
         raise UserError("Arrays were given without labels; write sweep({'layer1': X1, 'layer2': X2}, y).")
-    labels, arrays = np.asarray(y), {name: np.asarray(X) for name, X in layers.items()}
+    labels, arrays = plain_array(y, "y"), {name: plain_array(X, f"layer {name}") for name, X in layers.items()}
     MemoryStore({"train": (arrays, labels)})  # shapes and types are checked before anything is split
     rows = dict(zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True))
     splits = {name: ({key: X[row] for key, X in arrays.items()}, labels[row]) for name, row in rows.items()}

@@ -43,7 +43,7 @@ def write_lock(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is a folder, but a feature file is needed, such as {path / 'features.h5'}.")
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path.parent / f".{path.name}.lock", wait=False) as held:
+    with file_lock(path.parent / f".{path.name}.lock", wait=0) as held:
         if not held:
             raise UserError(f"{path} is being written by another process; wait for it, or choose another --out.")
         yield

@@ -118,7 +118,7 @@ class Journal:
         free again at once.
         """
         file = self._claims / key
-        with file_lock(file, wait=False) as held:
+        with file_lock(file, wait=0) as held:
             if not held:
                 yield False
                 return

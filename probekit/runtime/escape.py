@@ -7,9 +7,10 @@ Jinja's autoescape and by `html.escape`.
 import hashlib
 import re
 import shlex
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from igpt_model.errors import visible as visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,22 +29,7 @@ _LATEX = {
 }
 # the colon, dot or @ of text that GitHub would turn into a link or a mention
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!@]|:(?=//)|(?<=[wW]{3})\.)")
-_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and symbols without a glyph
 _FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # includes full-width forms, which East Asian spreadsheets accept
-
-
-def visible(text: Any) -> str:
-    r"""The text with control characters, line breaks and lone surrogates escaped: ESC becomes "\x1b".
-
-    Also escapes characters that are invisible, that reorder the displayed text, or that XML (SVG, HTML) does not allow.
-    """
-    return "".join(f"\\x{ord(c):02x}" if _hidden(c) else c for c in str(text))
-
-
-def _hidden(character: str) -> bool:
-    # U+200C and U+200D are needed to spell Persian and some Indian languages
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
-    return hidden or character in _BLANK or ord(character) & 0xFFFE == 0xFFFE
 
 
 def visible_lines(text: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from igpt_model.arguments import check_fields
 from igpt_model.hashing import hash_json
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, first_line
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Protocol:
         if "Cs" in changes:
             try:
                 changes["Cs"] = tuple(float(C) for C in changes["Cs"])
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise UserError(f"Cs is {changes['Cs']!r}; give positive numbers such as [0.01, 0.1, 1].") from None
         return replace(self, **({"name": f"{self.name}*"} | changes))
 
@@ -195,7 +195,11 @@ def resolve_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
             raise UserError(f"{what}; Cs do not apply to it.")
         return resolved
     if Cs is not None:
-        resolved = resolved.with_(Cs=np.unique(np.atleast_1d(np.asarray(Cs, np.float64))))
+        try:
+            values = np.asarray(Cs, np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"Cs are no numbers ({first_line(error)}); give one or more positive ones.") from None
+        resolved = resolved.with_(Cs=np.unique(np.atleast_1d(values)))
     bad = [C for C in resolved.Cs if not (np.isfinite(C) and C > 0)]
     if bad or not resolved.Cs:
         raise UserError(f"C must be a positive number, but {bad[0] if bad else 'no C'} was given.")

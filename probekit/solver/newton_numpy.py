@@ -36,6 +36,7 @@ MOST_ENTRIES = 1 << 25  # of logits, and of X copied to float32
 STEPS, MOST_STEPS = 25, 500  # Newton steps from one start, and on the way to a weak penalty
 PRODUCTS = 250  # of conjugate gradients, all steps together
 RAY_STEPS = 30
+FAR = 0.3  # decrement over loss, above which a step that follows such a step is along one direction
 FLAT, FLAT_OF_MANY = 0.1, 0.4  # of its start, to which a line search brings the slope; the second for many classes
 INTERCEPT_STEPS = 4
 ENOUGH_OF_INTERCEPTS = 1e-6  # gradient of the intercepts at which one more Newton step is the last
@@ -128,6 +129,8 @@ class NumpyNewton:
             self._hold_all(data)
         else:
             self._hold_float32(data)
+        # of a far step: the gradient g, its direction, g' M g, and the decrement over that
+        self.before: tuple[Array, Array, float, float] | None = None
         self.bound = Bound(float(np.sqrt(2) * self.norms.max()), shares)
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
@@ -311,7 +314,7 @@ class NumpyNewton:
 
     def fit(self, l2: float, at: _Point, max_steps: int, tol: float) -> tuple[_Point, int]:
         """Newton steps until the bound is at most `tol` of the loss, or no step helps; passes over the rows."""
-        passes, products, floor = 1, 0, np.inf
+        passes, products, floor, self.before = 1, 0, np.inf, None
         for _ in range(max_steps):
             if at.gap <= tol and not at.exact:
                 at = self.evaluate(at.theta, l2, solve_intercept=not self.whole)
@@ -320,9 +323,9 @@ class NumpyNewton:
                 break
             if self.whole:
                 step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
-                decrement, spent, last = float(np.vdot(step, at.gradient)), 0, False
+                change, decrement, spent, last = None, float(np.vdot(step, at.gradient)), 0, False
             else:
-                step, decrement, spent, last = self._conjugate_gradients(at, l2)
+                step, change, decrement, spent, last = self._conjugate_gradients(at, l2)
             products, passes = products + spent, passes + 1 + spent
             if not decrement > 0:
                 break
@@ -330,7 +333,7 @@ class NumpyNewton:
                 step -= step.sum(axis=0) / self.R
             new = self.evaluate(at.theta - step, l2, solve_intercept=True) if last else None
             if new is None or not new.loss <= at.loss * (1 + ROUNDING[self.held.dtype]):
-                new = self._descend(at, step, decrement, l2)
+                new = self._descend(at, step, change, decrement, l2)
             if new is None or (not new.gap < at.gap and decrement <= 1e-12 * at.loss):
                 # logits that were moved along rays have collected rounding: measure anew, as long as that helps
                 again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=not self.whole)
@@ -369,10 +372,12 @@ class NumpyNewton:
         total.ravel()[:: R * c + 1] += extra.ravel()
         return total
 
-    def _conjugate_gradients(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
+    def _conjugate_gradients(self, at: _Point, l2: float) -> tuple[Array, list[Array] | None, float, int, bool]:
         """Newton's step (R, D+1) until the residual is what the quadratic model, or the certificate, can use.
 
-        Also the decrement, products, and whether the certificate may be met after it.
+        Also what it adds to the logits, if known, the decrement, products, and whether the certificate may be met
+        after it. After a step that was far from the optimum it is one direction, conjugate to the last as Polak and
+        Ribière define it: half a product, and none for the line search.
         """
         weighted = [p * self.weights[rows] for p, rows in zip(at.at.p, self.blocks, strict=True)]
         scale = float(np.abs(at.gradient).max())
@@ -387,6 +392,21 @@ class NumpyNewton:
         z = M * r
         rz = start = float(np.vdot(r, z))
         d = z
+        size = rz * scale**2
+        # far, too, if what the step before gained of its g' M g is expected of this one
+        if self.before is not None and self.before[3] * size > FAR * at.loss:
+            gradient, last, before, _ = self.before
+            along = z + max(float(np.vdot(z, at.gradient - gradient)), 0.0) / before * last
+            moved = [
+                self._moved(along.astype(np.float32), p, rows) for p, rows in zip(at.at.p, self.blocks, strict=True)
+            ]
+            curved = l2 * float(np.vdot(along[:, :-1], along[:, :-1]))
+            curved += sum(float(np.vdot(v, own * v)) for v, own in zip(moved, weighted, strict=True))
+            slope = float(np.vdot(along, r))
+            if curved > 0 and slope > 0:
+                length, decrement = scale * slope / curved, scale**2 * slope**2 / curved
+                self.before = (at.gradient, scale * along, size, decrement / size)
+                return length * along, [np.float32(length) * v for v in moved], decrement, 1, False
         spread = float(self.variances.sum())
         enough = 2 * l2 * STEP_SHARE * self.tol * at.loss / scale**2
         while spent < PRODUCTS:
@@ -408,43 +428,53 @@ class NumpyNewton:
             small = left <= enough and np.abs(r).max() <= 0.5 * self.limit / scale
             if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or small:
                 break
-        return step * scale, total * scale**2, spent, left <= 2 * enough
+        far = total * scale**2 > FAR * at.loss
+        self.before = (at.gradient, step * scale, size, total / start) if far else None
+        return step * scale, None, total * scale**2, spent, left <= 2 * enough
+
+    def _moved(self, d: Array, p: Array, rows: slice) -> Array:
+        """What d (R, D+1) float32 adds to the logits (R, n) of rows with probabilities p, less its mean over p."""
+        v = d @ self.held[rows].T
+        if self.R > 1:
+            # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
+            v -= of_label(v, self.y[rows])
+            v -= np.einsum("kn,kn->n", p, v)
+        return np.asarray(v)
 
     def _product(self, d: Array, p: list[Array], weighted: list[Array]) -> Array:
         """Hessian of the mean loss times d (R, D+1) float32; `weighted` is p times the rows' weights."""
         product = np.zeros(d.shape)
         for i, rows in enumerate(self.blocks):
-            X = self.held[rows]
-            v = d @ X.T
-            if self.R > 1:
-                # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
-                v -= of_label(v, self.y[rows])
-                v -= np.einsum("kn,kn->n", p[i], v)
+            v = self._moved(d, p[i], rows)
             v *= weighted[i]
-            product += v @ X
+            product += v @ self.held[rows]
         return product
 
-    def _descend(self, here: _Point, step: Array, decrement: float, l2: float) -> _Point | None:
+    def _descend(
+        self, here: _Point, step: Array, change: list[Array] | None, decrement: float, l2: float
+    ) -> _Point | None:
         """The point where the slope along -step has fallen to `FLAT` of its start, by the held rows, or None.
+
+        `change` is what step adds to the logits (blocks), but for a number a row, if it is known.
 
         A ray costs one product, as a step of length one does. Nearly separated rows need steps of several lengths
         (each of length one divides the loss by e), many classes need short ones at first.
         """
-        down = -step.astype(self.held.dtype)
         logits = [z.astype(self.held.dtype, copy=False) for z in here.at.logits]
-        change = [down @ self.held[rows].T for rows in self.blocks]
+        if change is None:
+            change = [step.astype(self.held.dtype) @ self.held[rows].T for rows in self.blocks]
         of_W, square = -float(np.vdot(here.theta[:, :-1], step[:, :-1])), float(np.vdot(step[:, :-1], step[:, :-1]))
         penalty = 0.5 * l2 * float(np.vdot(here.theta[:, :-1], here.theta[:, :-1]))
         low, high, of_low, of_high = 0.0, np.inf, -decrement, np.inf
         t = min(1.0, here.loss / decrement)
         for _ in range(RAY_STEPS):
-            at = self._measure([z + t * dz for z, dz in zip(logits, change, strict=True)])
+            at = self._measure([z - t * dz for z, dz in zip(logits, change, strict=True)])
             loss = at.loss + penalty + l2 * t * (of_W + 0.5 * t * square)
             slope = l2 * (of_W + t * square)
             for rows, residuals, dz in zip(self.blocks, at.residuals, change, strict=True):
-                slope += float(self.w[rows] @ np.einsum("kn,kn->n", residuals, dz))
+                slope -= float(self.w[rows] @ np.einsum("kn,kn->n", residuals, dz))
             falls = loss <= here.loss * (1 + ROUNDING[self.held.dtype])
-            if falls and abs(slope) <= self.flat * decrement:
+            if falls and abs(slope) <= self.flat * decrement + EPS * here.loss:  # the last: what rounding leaves of it
                 break
             if falls and slope < 0:
                 low, of_low = t, slope

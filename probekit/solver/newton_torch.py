@@ -13,8 +13,10 @@ from torch import Tensor
 from probekit.solver.certificate import GapBound
 from probekit.solver.continuation import RTOL, STEP_SHARE
 from probekit.solver.mean_loss import Evaluation, MeanLoss
-from probekit.solver.preconditioners import Preconditioner
+from probekit.solver.preconditioners import Kronecker
+from probekit.solver.sampled import Factor
 
+Preconditioner = Factor | Kronecker
 NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
 WAIT = 4  # products on a GPU between two looks at which problems have stopped: each look waits for it

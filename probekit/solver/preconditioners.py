@@ -1,20 +1,9 @@
 """The default preconditioner: the inverse of (mean softmax covariance x X'X + l2), which needs no factorisation."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Preconditioner(Protocol):
-    """Approximate inverse Hessians of P problems."""
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """The inverses times vectors (P, R, D+1)."""
-
-    def take(self, index: Tensor) -> "Preconditioner":
-        """Those of the problems at `index`."""
 
 
 @dataclass(frozen=True)

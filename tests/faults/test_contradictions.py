@@ -404,7 +404,7 @@ def test_something_in_the_place_of_the_next_checkpoint_is_said(tmp_path, what):
         assert [record["kind"] for record in go(tmp_path / "run")][:2] == ["damaged", "start"]
 
 
-@pytest.mark.parametrize("lock", [run_lock, lambda folder: file_lock(folder / "lock", wait=False)])
+@pytest.mark.parametrize("lock", [run_lock, lambda folder: file_lock(folder / "lock", wait=0)])
 def test_a_lock_that_is_given_up_is_not_left_to_forked_processes(tmp_path, lock):
     with lock(tmp_path):
         child = os.fork()

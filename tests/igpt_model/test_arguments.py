@@ -144,3 +144,16 @@ def test_numpys_scalars_stand_for_pythons(value, plain):
     assert json.dumps(Settings(np.array(plain)[()]).one) == json.dumps(plain)
     with pytest.raises(WrongType, match=r"standardize is of type bool_?; fit expected a whole number"):
         check_kind("standardize", np.bool_(True), int, "fit")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "x/" * 3000, "a\ud800", "\u65e5" * 100])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_what_no_file_can_be_called_is_refused_before_it_is_opened(path, kind):
+    @checked
+    def read(one: str | Path | None = None, several: Sequence[str | Path] = (), text: str = ""):
+        return one, several
+
+    for given in ({"one": kind(path)}, {"several": ["a", kind(path)]}):
+        with pytest.raises(UserError, match="read expected a path"):
+            read(**given)
+    assert read("x" * 255, ["caf\xe9", "b\udc80"], path) == ("x" * 255, ["caf\xe9", "b\udc80"])

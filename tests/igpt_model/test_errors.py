@@ -10,3 +10,7 @@ def test_a_long_sentence_keeps_its_two_ends():
     assert text.startswith("list.csv has the columns path, aaa")
     assert text.endswith("aaa, and none looks like labels: name it.")
     assert str(UserError("short.")) == "short."
+
+
+def test_a_message_is_one_line_of_text_whatever_it_quotes():
+    assert str(UserError("There is no a\nb\x1b[31m\u202e.")) == r"There is no a\x0ab\x1b[31m\x202e."

@@ -10,7 +10,7 @@ import pytest
 
 from igpt_model.atomic import check_target, write_bytes
 from igpt_model.errors import UserError
-from igpt_model.locks import RUN_LOCK, run_lock
+from igpt_model.locks import RUN_LOCK, file_lock, run_lock
 
 HOLD = """
 import sys, time
@@ -84,3 +84,14 @@ def test_what_a_killed_writer_left_is_gone_after_the_next(tmp_path):
     write_bytes(target, b"whole")
     assert target.read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_a_lock_that_is_not_given_back_is_waited_for_a_while_only(tmp_path):
+    """A stopped process (Ctrl-Z) kept others waiting for ever."""
+    lock = tmp_path / "a.lock"
+    with file_lock(lock) as held, file_lock(lock, wait=0) as second:
+        assert (held, second) == (True, False)
+        with pytest.raises(UserError, match=r"a.lock is held by another process"), file_lock(lock, wait=0.05):
+            pass
+    with file_lock(lock, wait=0.05) as held:
+        assert held

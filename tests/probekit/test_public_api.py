@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,10 @@ WRONG = {
     "function": lambda: None,
     "empty text": "",
     "text": "abc",
+    "long text": "x" * 10_000,
+    "NUL": "a\0b",
+    "terminal codes": "\x1b[31m",
+    "huge numbers": [10**400],
     "bytes": b"\xff",
     "empty list": [],
     "list": ["a", 5],
@@ -224,6 +229,20 @@ def test_an_argument_of_a_wrong_kind_is_a_sentence(name, calls, tmp_path, monkey
 def test_every_public_name_is_tried():
     tried = {name.partition(".")[0] for name in NAMES} | {"PROTOCOLS", "UserError", "list_datasets", "__version__"}
     assert {*probekit.__all__, *igpt_model.__all__} == tried
+
+
+@pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
+def test_labels_and_layers_of_a_wrong_kind_are_a_sentence(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for features, labels in (({"a": X}, value), ({"a": value}, y), ([value, X], y)):
+        with suppress(UserError, TypeError):  # a tensor with gradients is a layer
+            probekit.sweep(features, labels, Cs=[0.1])
+
+
+@pytest.mark.parametrize("seeds", [[-1], [10**400], [2**32], np.array([2**63], np.uint64), pd.array([None, 1]), []])
+def test_seeds_that_are_none(seeds):
+    with pytest.raises(UserError, match="seeds is"):
+        probekit.sweep({"a": X}, y, Cs=[0.1], seeds=seeds)
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -136,3 +136,15 @@ def test_rows_whose_squares_float32_does_not_hold_are_fitted(scale, K):
     expected = fit_path(X, y, [1e-3])
     assert path.converged.all()
     assert path.certificates["loss"][0] == pytest.approx(expected.certificates["loss"][0], rel=2 * TOL)
+
+
+@pytest.mark.parametrize("C", [1e-8, 6e-4, 1.0])
+def test_a_decrease_below_the_losss_rounding_does_not_stop_a_fit(C):
+    # two rows that are nearly one, of two classes, and a class without weight, whose intercept always has a step:
+    # the slope on the ray was rounding, and the steps that it allowed never reached the optimum
+    X = np.array([[5.0, 3.0], [6.0, 3.0], [6.0 - 2e-7, 3.0]])
+    path = fit_path(X, [1, 0, 2], [C, C * (1 + 1e-9)], sample_weight=[0, 1, 1])
+    assert path.converged.all()
+    # at the optimum l2 W is minus the gradient of the loss, whose probabilities are one half but for 1e-13
+    of_W = path.l2s[:, None] * path.coef[:, 0, 0][:, None]
+    np.testing.assert_allclose(of_W, 0.25 * 2e-7, rtol=1e-2)
