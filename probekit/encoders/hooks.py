@@ -154,7 +154,7 @@ class ModuleEncoder:
         layers: str | int | Sequence[str | int] | None = None,
         pool: str = "mean",
         prepare: Callable[[np.ndarray], Any] | None = None,
-        resolution: int | None = None,
+        resolution: Any = None,
         resize: Any = None,
         crop: Any = None,
         interpolation: str | None = None,

