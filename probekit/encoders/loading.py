@@ -133,12 +133,13 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     if strange and not takes_all:
         known = ", ".join(list(parameters)[len(arguments) :])
         raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
-    if str(getattr(function, "__module__", "")).startswith("probekit.encoders."):
+    own = str(getattr(function, "__module__", "")).startswith("probekit.encoders.")
+    if own:
         for key in ("mean", "std"):
             if key in options:
                 check_values(key, options[key])
     try:
-        return checked(function)(*arguments, **options)
+        return (checked(function) if own else function)(*arguments, **options)
     except TypeError as error:  # a function that hands its options on
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
