@@ -259,7 +259,7 @@ class ModuleEncoder:
             raise UserError(f"prepare gave the shapes {made[0].shape} and {made[1].shape}; all must have one size.")
         dropped = all(np.array_equal(x, example) for x in made)
         if dropped and not all(np.array_equal(picture, pictures[0]) for picture in pictures):
-            warnings.warn(f"prepare makes the same of {len(made)} different images: it drops the image.", stacklevel=4)
+            warnings.warn(f"prepare makes the same of {len(made)} different images: it drops the image.", stacklevel=5)
         self._sides = sides(example)
         return np.stack(made)
 
