@@ -1,4 +1,4 @@
-"""The paper's questions asked of one's own results: a module a question, run as `python -m analyses.NAME`."""
+"""The paper's questions, answered from your own results: one module per question, run as `python -m analyses.NAME`."""
 
 import argparse
 import sys
@@ -27,12 +27,12 @@ def command_line(page: str | None, *flags: str, folders: str = "results") -> arg
 
 
 def panels(results: Sequence[Path]) -> list[Panel]:
-    """Everything in some results folders, a panel a data set and protocol."""
+    """The contents of some results folders: one panel per data set and protocol."""
     return build_panels(collect_records(results))
 
 
 def shown(name: str) -> str:
-    """Return a series' name as a picture writes it: igpt-s0, random-s0 and pixels-12 in words."""
+    """Return a series' name as shown in figures: igpt-s0, random-s0 and pixels-12 in words."""
     head, _, tail = name.rpartition("-")
     if tail.startswith("s") and tail[1:].isdigit():
         return "random weights" if head == "random" else f"{head.replace('igpt', 'iGPT')}, seed {tail[1:]}"
@@ -43,7 +43,7 @@ def shown(name: str) -> str:
 def print_panels(
     page: str | None, lines: Callable[[Panel], list[str]], none: str, arguments: Sequence[str] | None
 ) -> None:
-    """Parse results folders and print the lines of every panel, or `none` where there are none."""
+    """Parse results folders and print the lines of every panel, or `none` if there are none."""
     options = command_line(page).parse_args(arguments)
     print("\n".join(line for panel in panels(options.results) for line in lines(panel)) or none)
 
@@ -60,7 +60,7 @@ def write(stem: Path, frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Fig
 
 
 def start(main: Callable[[], None]) -> None:
-    """Call a module's `main`; a `UserError` is one sentence on stderr and exit code 2, as of probekit's commands."""
+    """Call a module's `main`; a `UserError` gives one sentence on stderr and exit code 2, as in probekit's commands."""
     try:
         main()
     except UserError as error:

@@ -1,10 +1,10 @@
-"""Does a setting of training matter (the paper's ablations: weight decay, Adam's beta2, precision, hidden pixels)?
+"""Does a training setting matter (the paper's ablations: weight decay, Adam's beta2, precision, hidden pixels)?
 
     python -m analyses.ablations RESULTS... --reference ARM [--out FOLDER]
 
 Series are runs, named ARM-sSEED (decay-s0) or ARM alone. Every arm is compared with the reference's runs of the same
-seeds, at the layers chosen on held-out rows: intervals draw runs, then rows. Where the run folders are at hand, prints
-the last validation loss and the largest rise between two logged training losses as well. --out gets ablations.csv.
+seeds, at the layers chosen on held-out rows; intervals resample runs, then rows. If the run folders exist, also prints
+the last validation loss and the largest rise between two logged training losses. --out receives ablations.csv.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from probekit.results.results import Results
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTLED = 200  # updates before which the loss falls by more than it could rise
+SETTLED = 200  # first updates, in which the loss falls too fast to rise
 
 
 def losses(record: Record) -> tuple[float, float]:
@@ -37,7 +37,7 @@ def losses(record: Record) -> tuple[float, float]:
 
 
 def table(results: Results) -> "pd.DataFrame":
-    """Columns arm, seed, layer, accuracy (percent), val_loss, largest_rise (nats), correct (bool); a row a run."""
+    """Columns arm, seed, layer, accuracy (percent), val_loss, largest_rise (nats), correct (bool); one row per run."""
     import pandas as pd
 
     rows = []
@@ -53,7 +53,7 @@ def table(results: Results) -> "pd.DataFrame":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print runs and arms; write the table where asked."""
+    """Print runs and arms; write the table if requested."""
     parser = command_line(__doc__, "--out")
     parser.add_argument("--reference", required=True)
     options = parser.parse_args(arguments)

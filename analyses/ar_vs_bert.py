@@ -2,7 +2,7 @@
 
     python -m analyses.ar_vs_bert RESULTS... [--masks FEATURES...] [--out FOLDER]
 
-RESULTS hold both models' sweeps on the same data. As many runs of each, with other seeds, are paired in their order and
+RESULTS contain both models' sweeps on the same data. Runs with several seeds (as many of each) are paired in order and
 taken together: intervals draw runs, then rows. --masks are the BERT models' feature files under other masks
 (`probekit extract --seed 1 --splits test`): what the modal vote adds is printed as well. --out gets pictures and points
 of both objectives by depth, the runs of each as one curve.
@@ -30,7 +30,7 @@ def runs_of(panel: Panel) -> tuple[list[Series], list[Series]]:
 
 
 def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
-    """What every pair of an autoregressive and a BERT model of this panel says."""
+    """Comparisons of every pair of an autoregressive and a BERT model in this panel."""
     ours, berts = runs_of(panel)
     several = len(ours) == len(berts) > 1
     found = []
@@ -52,13 +52,13 @@ def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
 
 
 def unmatched(ar: Series, bert: Series) -> list[str]:
-    """In which sizes, or in the number of updates, two models differ, in words."""
+    """Description of the sizes or number of updates in which two models differ."""
     a, b = ({**s.records[0].encoder["config"], "step": s.records[0].encoder.get("step")} for s in (ar, bert))
     return [f"{k} {a[k]} and {b.get(k)}" for k in a if k not in ("causal", "mask_prob") and a[k] != b.get(k)]
 
 
 def votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
-    """What the modal vote of several masks adds to one, by run and together."""
+    """The gain of the modal vote of several masks over one mask, by run and combined."""
     found, voted, alone = [], [], []
     stores = [FeatureStore.open(path) for path in masks]
     for bert in berts:

@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """6 n + 2 layers; `conv1` and the blocks `layerS.K` are what is probed."""
+    """6 n + 2 layers; `conv1` and the blocks `layerS.K` are the layers to probe."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ def _stage(n_in: int, n_out: int, n: int, stride: int) -> nn.Sequential:
 
 
 def resnet20() -> tuple[ResNet, Preparation]:
-    """Return ResNet-20 for `--weights`, and how a picture is prepared."""
+    """Return ResNet-20 for `--weights`, and its image preparation."""
     return ResNet(3), Preparation(crop=(32, 32), interpolation="bilinear")
 
 
 def resnet56() -> tuple[ResNet, Preparation]:
-    """Return ResNet-56 for `--weights`, and how a picture is prepared."""
+    """Return ResNet-56 for `--weights`, and its image preparation."""
     return ResNet(9), Preparation(crop=(32, 32), interpolation="bilinear")

@@ -1,4 +1,4 @@
-"""A results folder small enough for a repository: what verdicts and paired tests need, and nothing else.
+"""Write a results folder small enough for a repository: only what verdicts and paired tests need.
 
     python -m analyses.compact_records RESULTS_OR_RUN... --out FOLDER [--series PREFIX] [--chosen] [--strip PREFIX...]
 
@@ -6,8 +6,8 @@ Keeps each record's line (of all series, or of those with a prefix) and, of its 
 predictions in the smallest integers that hold them. Coefficients and log probabilities are left out (40 kB a layer of
 10,000 rows instead of 640): `Results` opens the folder and gives curves, verdicts and McNemar tests again; `predict`
 and measures of log loss need the full folder. A RUN of `probekit finetune` becomes FOLDER/RUN with its test rows.
---chosen keeps the rows of each series' chosen and last layers and of concatenations alone; --strip cuts this machine's
-folders off the paths that records name.
+--chosen keeps only the rows of each series' chosen and last layers and of concatenations; --strip cuts this machine's
+folders from paths in the records.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ ROWS = ("classes", "test_row_ids", "test_labels", "test_predictions")
 
 
 def smallest(values: np.ndarray) -> np.ndarray:
-    """Return the same whole numbers in the smallest unsigned type that holds them."""
+    """Return the same integers in the smallest unsigned type that can represent them."""
     return np.ascontiguousarray(values.astype(np.min_scalar_type(int(values.max(initial=0)))))
 
 
 def compact_rows(source: Path, target: Path) -> None:
-    """Write what a per-row file says about its test rows."""
+    """Write a compact copy of a per-row file."""
     rows = load_probe(source)
     kept = {name: smallest(rows[name]) for name in ROWS}
     kept["test_log_proba"] = np.zeros((len(kept["test_labels"]), 0), np.float32)
@@ -42,7 +42,7 @@ def compact_rows(source: Path, target: Path) -> None:
 
 
 def compact(results: Path, prefix: str = "", chosen: bool = False) -> tuple[list[str], set[str]]:
-    """Return the lines of the series that begin with a prefix, and their per-row files: all, or as `--chosen` says."""
+    """Return the lines of the series that begin with a prefix, and their per-row files (or those of `--chosen`)."""
     lines = [line for line in results_path(results).read_text().splitlines() if line]
     records = {r.key: r for r in read_records(results) if r.series.startswith(prefix)}
     files = {r.probe_file for r in records.values() if not (chosen and r.kind == "layer")}

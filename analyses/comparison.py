@@ -1,4 +1,4 @@
-"""Ours beside what papers print.
+"""Our results next to published ones.
 
     python -m analyses.comparison RESULTS... [--task linear_probe] [--out FOLDER]
 
@@ -12,7 +12,7 @@ from probekit.reports.published import TASKS, comparison_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results, print the table, write it where asked."""
+    """Read results, print the table, write it if requested."""
     parser = command_line(__doc__, "--out")
     parser.add_argument("--task", choices=TASKS, default="linear_probe")
     options = parser.parse_args(arguments)

@@ -2,7 +2,7 @@
 
     python -m analyses.concat_layers RESULTS...
 
-One row a set of concatenated layers: its accuracy, and by how much it exceeds the best single layer on the same rows.
+One row per set of concatenated layers: its accuracy, and its gain over the best single layer on the same rows.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ NONE = "These results contain no concatenated layers: run `probekit concat` firs
 
 
 def lines(panel: Panel) -> list[str]:
-    """One sentence a set of concatenated layers."""
+    """One sentence per set of concatenated layers."""
     found = []
     for series in panel.series:
         for joint in series.concatenated:

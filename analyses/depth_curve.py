@@ -2,7 +2,7 @@
 
     python -m analyses.depth_curve RESULTS... [--out FOLDER]
 
-Prints the curve and its two sentences for each data set and protocol; with --out also writes the pictures and points.
+Prints the curve and its two sentences for each data set and protocol; with --out also writes the figures and points.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from probekit.reports.report import write_curve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results, print every panel, write the pictures where asked."""
+    """Read results, print every panel, write the figures if requested."""
     options = command_line(__doc__, "--out").parse_args(arguments)
     found = panels(options.results)
     for panel, slug in zip(found, slugs(found), strict=True):

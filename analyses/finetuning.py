@@ -39,9 +39,9 @@ _TEST = {"dataset": str, "finetune": {"seed?": int}}
 
 
 def read_run(folder: Path) -> Tested:
-    """What a folder of `probekit finetune` says about the test rows."""
+    """The test results in a folder of `probekit finetune`."""
     if not (folder / TEST_FILE).is_file():
-        raise UserError(f"{folder} has no {TEST_FILE}: run `probekit finetune` to its end, without --no-test.")
+        raise UserError(f"{folder} has no {TEST_FILE}; run `probekit finetune` to the end, without --no-test.")
     about: dict[str, Any] = read_json(folder / TEST_FILE, _TEST)
     rows = load_probe(folder / PREDICTIONS_FILE)
     right = rows["test_predictions"] == rows["test_labels"]
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> Tested:
 
 
 def arm(settings: Mapping[str, Any]) -> str:
-    """What is compared, in words, from a run's settings; runs with other seeds or rates are of the same arm."""
+    """Name of the arm of a run, from its settings; runs that differ only in seed or learning rate share an arm."""
     words = ["from scratch" if settings["from_scratch"] else "pre-trained"]
     words.append("last layer" if settings["layer"] == -1 else f"layer {settings['layer']}")
     losses = {0: "loss of the classes alone", 1: "joint loss"}
@@ -72,7 +72,7 @@ def best_probes(results: Sequence[Path]) -> list[Tested]:
 
 
 def lines(tested: Sequence[Tested]) -> list[str]:
-    """One line a classifier, each against the first."""
+    """One line per classifier, each compared with the first."""
     found, first = [], tested[0]
     for one in tested:
         low, high = wilson_interval(int(one.correct.sum()), len(one.correct))
@@ -93,7 +93,7 @@ def lines(tested: Sequence[Tested]) -> list[str]:
 
 
 def seeds_together(tested: Sequence[Tested]) -> list[str]:
-    """One line an arm of several seeds on the first's test rows, each against the first arm with the same seeds."""
+    """One line per arm with several seeds on the first's test rows, compared with the first arm's same seeds."""
     arms: dict[str, dict[int, np.ndarray]] = {}
     for one in tested:
         if np.array_equal(one.row_ids, tested[0].row_ids) and one.dataset == tested[0].dataset:
@@ -102,7 +102,7 @@ def seeds_together(tested: Sequence[Tested]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read fine-tuned runs and print them beside one another."""
+    """Read fine-tuned runs and print them next to each other."""
     parser = command_line(__doc__, folders="runs")
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)

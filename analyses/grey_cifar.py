@@ -1,8 +1,8 @@
-"""CIFAR-10 in grey: photographs whose raw pixels say little to a linear probe, in a palette as small as a small width.
+"""CIFAR-10 in grey: photographs on which linear probes of raw pixels do badly, with a small palette.
 
     CIFAR10='FOLDER/cifar10-*.zip' probekit train analyses.grey_cifar:dataset --resolution 12 --n-colours 32 ...
 
-Colour is most of what a linear probe of CIFAR-10's pixels reads. In grey, a palette of 16 to 32 levels is nearly exact,
+A linear probe of CIFAR-10's pixels uses mostly colour. In grey, a palette of 16 to 32 levels is nearly exact,
 so that palette and width can be equal in a model small enough to be trained for long. Row ids and the validation split
 are those of the data set that the environment variable CIFAR10 names (a folder, an archive, or a pattern of archives).
 """
@@ -26,10 +26,10 @@ def grey(split: Split) -> Split:
 
 
 def dataset() -> Dataset:
-    """Return the data set of three splits, each read when it is first asked for."""
+    """Return the data set of three splits, each read on first access."""
     if "CIFAR10" not in os.environ:
         raise UserError(
-            "Set the environment variable CIFAR10 to the place of CIFAR-10, for example 'data/cifar10-*.zip'."
+            "Set the environment variable CIFAR10 to the path of CIFAR-10, for example 'data/cifar10-*.zip'."
         )
     colour = load_dataset(os.environ["CIFAR10"])
     splits = Splits({name: partial(_read, colour, name) for name in colour.splits})

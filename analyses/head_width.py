@@ -1,4 +1,4 @@
-"""Is the fall a matter of palette against width: what does the part of the last state know that the output reads?
+"""Is the fall due to palette size relative to width: how good is the part of the last state that the output uses?
 
     python -m analyses.head_width RUN DATASET --out FOLDER [--limit N] [--seeds 3]
 
@@ -34,7 +34,7 @@ def split_of_head(head_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class HeadParts:
-    """The last layer of an iGPT encoder in parts: read by the output matrix, not read, random ones, and whole."""
+    """The last layer of an iGPT encoder in parts: used by the output matrix, not used, random ones, and complete."""
 
     def __init__(self, encoder: IGPTEncoder, seeds: int) -> None:
         last = encoder.layers[-1]
@@ -46,7 +46,7 @@ class HeadParts:
             random_DD = torch.linalg.qr(noise)[0]
             parts[f"random-{seed}-as-read"] = random_DD[:, : read_Dr.shape[1]]
             parts[f"random-{seed}-as-unread"] = random_DD[:, read_Dr.shape[1] :]
-        # a part of no dimension, or of all, has nothing beside the whole to say
+        # an empty or complete part adds nothing to the complete state
         self._bases = {name: basis for name, basis in parts.items() if 0 < basis.shape[1] < len(read_Dr)}
         self.layers = ("whole", *self._bases)
         self.widths = (len(read_Dr), *(basis.shape[1] for basis in self._bases.values()))
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = f"igpt:{options.run}"
     encoder = load_encoder(name, layers=load_encoder(name).layers[-1])
     if not isinstance(encoder, IGPTEncoder):
-        raise UserError(f"{name} is a {type(encoder).__name__}, not an iGPT: give a run of `probekit train`.")
+        raise UserError(f"{name} is a {type(encoder).__name__}, not an iGPT; give a run of `probekit train`.")
     parts = HeadParts(encoder, options.seeds)
     store = extract(parts, load_dataset(options.dataset), out=options.out / "features.h5", limit=options.limit)
     sweep(store, options.out, Cs=CS)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Point(NamedTuple):
-    """A checkpoint: nats a pixel on validation pictures, the chosen layer, accuracy of every layer in percent."""
+    """A checkpoint: nats per pixel on validation images, the chosen layer, accuracy of every layer in percent."""
 
     run: str
     step: int
@@ -73,7 +73,7 @@ def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point
 
 
 def watched_points(run: Path) -> list[Point]:
-    """The checkpoints of a run that were probed while it trained."""
+    """The checkpoints of a run that were probed during training."""
     pairs = [(record, loss_at(run, record["step"])) for record in read_probes(run)]
     return [
         Point(str(run), r["step"], loss, r["peak"], tuple(100 * value for value in r["accuracy"]))
@@ -83,7 +83,7 @@ def watched_points(run: Path) -> list[Point]:
 
 
 def lines(points: Sequence[Point]) -> list[str]:
-    """One line a checkpoint of one run, then the rank correlation."""
+    """One line per checkpoint of one run, then the rank correlation."""
     from scipy.stats import spearmanr
 
     best = [p.accuracies[p.layer] for p in points]
@@ -98,7 +98,7 @@ def lines(points: Sequence[Point]) -> list[str]:
 
 
 def table(points: Sequence[Point]) -> "pd.DataFrame":
-    """Columns step, val_loss, chosen, layer_0, ...: a row a checkpoint; percent."""
+    """Columns step, val_loss, chosen, layer_0, ...: one row per checkpoint; percent."""
     import pandas as pd
 
     rows = [[p.step, round(p.loss, 4), p.layer, *(round(a, 2) for a in p.accuracies)] for p in points]
@@ -133,7 +133,7 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results or runs and print loss beside accuracy; write table and picture where asked."""
+    """Read results or runs and print loss and accuracy; write table and figure if requested."""
     options = command_line(__doc__, "--run", "--out", folders="folders").parse_args(arguments)
     swept = [path for path in options.folders if path.is_file() or (path / RESULTS_NAME).is_file()]
     points = swept_points(swept, options.run) if swept else []

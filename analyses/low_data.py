@@ -41,7 +41,7 @@ def seed_accuracies(records: Sequence[Record]) -> dict[tuple[str, str, int], lis
 
 
 def lines(records: Sequence[Record]) -> list[str]:
-    """Ours by data set, series and labels, then what is published on the same data sets."""
+    """Ours by data set, series and labels, then published results on the same data sets."""
     ours = seed_accuracies(records)
     found = []
     for (dataset, series, labels), values in ours.items():
@@ -96,12 +96,12 @@ def figure(frame: "pd.DataFrame", series: Sequence[str] = ("igpt",)) -> "Figure"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results and print accuracy by number of labels; draw it by layer where asked."""
+    """Read results and print accuracy by number of labels; draw it by layer if requested."""
     parser = command_line(__doc__, "--out")
     parser.add_argument("--series", nargs="+", default=["igpt"])
     options = parser.parse_args(arguments)
     records = collect_records(options.results)
-    none = "These results hold no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."
+    none = "These results contain no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."
     print("\n".join(lines(records)) or none)
     if options.out:
         frame = by_layer(records, options.series)

@@ -24,13 +24,13 @@ from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 
-# what may differ between the files: which pixels were hidden, and where the features were computed
+# entries that may differ between the files: the masks, and where features were computed
 _FREE = ("input", "device", "dtype", "precision", "checkpoint")
 
 
 @dataclass(frozen=True)
 class MaskEnsemble:
-    """Results of the masks, one by one and combined, as shares of the test rows.
+    """Accuracy with each mask and with the combined prediction, as fractions of the test rows.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, taken together: the mean, and an interval that draws runs, then rows."""
+"""Combine runs that differ only in their seed: the mean, and an interval that resamples runs, then rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from probekit.results.record import Record
 
 
 class Together(NamedTuple):
-    """Several runs; percent, or points for a difference: the mean, its 95 % limits, one value a run."""
+    """Several runs; percent, or points for a difference: the mean, its 95 % limits, one value per run."""
 
     mean: float
     low: float
@@ -34,7 +34,7 @@ def arm_and_seed(series: str, record: Record) -> tuple[str, int | None]:
 
 
 def accuracy(runs: Sequence[np.ndarray]) -> Together:
-    """Taken together: which rows each run has right, bool (N,) each; a single run has Wilson's interval."""
+    """Combined accuracy from the correctness of each run's rows, bool (N,) each; a single run has Wilson's interval."""
     if len(runs) > 1:
         together = _together(runs)
         return together._replace(low=max(together.low, 0.0), high=min(together.high, 100.0))
@@ -44,7 +44,7 @@ def accuracy(runs: Sequence[np.ndarray]) -> Together:
 
 
 def gain(runs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> Together:
-    """How far the first runs lie above the others on the same rows, the i-th with the i-th; two or more of each."""
+    """Gain of the first runs over the others on the same rows, paired in order; two or more of each."""
     return _together([np.asarray(a, float) - np.asarray(b, float) for a, b in zip(runs, others, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Is the fall a matter of palette against width: does it grow with V / D over runs of several palettes and widths?
+"""Is the fall due to palette size relative to width: does it grow with V / D over runs of several palettes and widths?
 
     python -m analyses.palette_width RESULTS... [--seeds 1 2] [--out FOLDER]
 
@@ -25,7 +25,7 @@ DRAWS = 100_000
 
 
 def falls(results: Results) -> "pd.DataFrame":
-    """Columns D, V, seed, chosen, accuracy (percent), fall, low, high (points, 95 %), p; a row a series."""
+    """Columns D, V, seed, chosen, accuracy (percent), fall, low, high (points, 95 %), p; one row per series."""
     import pandas as pd
 
     rows = []
@@ -55,7 +55,7 @@ def rank_correlation(frame: "pd.DataFrame") -> tuple[float, float]:
 
 
 def figure(frame: "pd.DataFrame") -> "Figure":
-    """Fall against V / D, a colour a width; bars are 95 % over test rows, the line joins the means of cells.
+    """Fall against V / D, one colour per width; bars are 95 % over test rows, the line joins the means of cells.
 
     Widths of the same ratio, and seeds of a width, stand beside one another.
     """
@@ -84,7 +84,7 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print runs, cells and the rank correlation; write table and picture where asked."""
+    """Print runs, cells and the rank correlation; write table and figure if requested."""
     parser = command_line(__doc__, "--out")
     parser.add_argument("--seeds", nargs="*", type=int)
     options = parser.parse_args(arguments)

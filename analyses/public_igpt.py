@@ -1,4 +1,4 @@
-"""A small autoregressive model of Fashion-MNIST that somebody else trained, as a torch module for `probekit extract`.
+"""A small autoregressive model of Fashion-MNIST trained by somebody else, as a torch module for `probekit extract`.
 
     probekit extract torch:analyses.public_igpt:build fashion-mnist --weights igpt-xxs-fashion-mnist.safetensors \
         --layers embed --layers 'gpt.layers.?' --layers gpt.ln_f --out features.h5
@@ -56,7 +56,7 @@ class GPT(nn.Module):
 
 
 class PublicIGPT(nn.Module):
-    """Pictures in, logits of every pixel out; `embed`, `gpt.layers.k` and `gpt.ln_f` are the layers to probe."""
+    """From images to the logits of every pixel; `embed`, `gpt.layers.k` and `gpt.ln_f` are the layers to probe."""
 
     centroids: Tensor
 
@@ -84,13 +84,13 @@ class PublicIGPT(nn.Module):
 
     @torch.no_grad()
     def loss(self, images_BHWC: np.ndarray) -> float:
-        """Return the mean loss in nats a pixel of uint8 pictures (B, 28, 28, 3)."""
+        """Return the mean loss in nats per pixel of uint8 images (B, 28, 28, 3)."""
         tokens = self.tokens(torch.as_tensor(images_BHWC).permute(0, 3, 1, 2) / 255)
         return float(F.cross_entropy(self.logits(tokens).flatten(0, 1), tokens.flatten()))
 
 
 def build() -> tuple[PublicIGPT, Preparation]:
-    """Return the module for `--weights`, and how a picture is prepared."""
+    """Return the module for `--weights`, and its image preparation."""
     return PublicIGPT(), Preparation(crop=(SIDE, SIDE), interpolation="bilinear")
 
 

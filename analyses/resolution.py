@@ -12,17 +12,17 @@ from analyses import print_panels, start
 from analyses.scale import ladder
 from probekit.reports.panels import Panel, Series
 
-NONE = "These results hold no model that states its resolution."
+NONE = "These results contain no model that states its resolution."
 
 
 def pixels(series: Series) -> int | None:
-    """Pixels a side that a trained model sees, None where the encoder does not say."""
+    """Pixels per side of a trained model's input, None if the encoder does not record it."""
     value = series.records[0].encoder.get("resolution")
     return int(value) if value and series.role == "model" else None
 
 
 def lines(panel: Panel) -> list[str]:
-    """One line a model by rising resolution."""
+    """One line per model by rising resolution."""
     return ladder(panel, pixels, "{0} x {0} pixels")
 
 

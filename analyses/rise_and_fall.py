@@ -39,7 +39,7 @@ def layers(results: Results, series: str) -> list[Record]:
 
 
 def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[str, Any]:
-    """What one series shows, in percent and points."""
+    """The verdict on one series, in percent and points."""
     verdict = results.verdict(name)
     curve = verdict.curve
     best = curve.records[curve.peak]
@@ -72,7 +72,7 @@ def study(results: Results, model: str, random: str, pixels: str) -> dict[str, A
     """Every seed, and the seeds together (mean, 95 % over runs, then rows; two or more of them)."""
     models, controls = role(results, model), [*role(results, pixels), *role(results, random)]
     if not models:
-        raise UserError(f"No series begins with {model!r}; there are {', '.join(results.series)}.")
+        raise UserError(f"No series name begins with {model!r}; there are {', '.join(results.series)}.")
     seeds = [seed_verdict(results, name, controls) for name in models]
     found: dict[str, Any] = {"seeds": seeds, "controls": {}, "all count": all(seed["counts"] for seed in seeds)}
     for control in controls:
@@ -101,7 +101,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def figure(found: dict[str, Any]) -> "Figure":
-    """Every seed's curve with 95 % bars and its chosen layer ringed; random weights; raw pixels as a level."""
+    """Every seed's curve with 95 % bars and its chosen layer ringed; random weights; raw pixels as a line."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 3.7))
@@ -130,7 +130,7 @@ def figure(found: dict[str, Any]) -> "Figure":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the verdicts; write them and the picture where asked."""
+    """Print the verdicts; write them and the figure if requested."""
     parser = command_line(__doc__, "--out")
     parser.add_argument("--model", default="igpt")
     parser.add_argument("--random", default="random")

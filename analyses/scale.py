@@ -14,11 +14,11 @@ from analyses.loss_vs_probe import validation_loss
 from igpt_model.config import ModelConfig
 from probekit.reports.panels import Panel, Series, series_margin
 
-NONE = "These results hold no trained iGPT."
+NONE = "These results contain no trained iGPT."
 
 
 def parameters(series: Series) -> int | None:
-    """Number of weights of an iGPT, None for anything else."""
+    """Number of weights of an iGPT, None for other models."""
     config = series.records[0].encoder.get("config") or {}
     return ModelConfig.from_dict(config).n_params if "n_embd" in config and series.role == "model" else None
 
@@ -42,7 +42,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: str) -> list[str]
 
 
 def lines(panel: Panel) -> list[str]:
-    """One line an iGPT, small to large."""
+    """One line per iGPT, small to large."""
     return ladder(panel, parameters, "{:,} parameters")
 
 

@@ -1,4 +1,4 @@
-"""How did training go? The metrics.jsonl of runs of `probekit train` or `probekit finetune` as a table and a picture.
+"""How did training go? The metrics.jsonl of runs of `probekit train` or `probekit finetune` as a table and a figure.
 
     python -m analyses.training_log RUNS... --out FOLDER [--mark STEP] [--name NAME]
 
@@ -31,7 +31,7 @@ def training_frame(run: Path) -> "pd.DataFrame":
     import pandas as pd
 
     if not (run / "metrics.jsonl").is_file():
-        raise UserError(f"{run} contains no metrics.jsonl; give folders that `probekit train` or `finetune` wrote.")
+        raise UserError(f"{run} contains no metrics.jsonl; give folders written by `probekit train` or `finetune`.")
     config = read_json(run / "config.json", {"finetune?": dict, "train?": dict})
     settings = config.get("finetune") or config.get("train") or {}
     words = arm(settings) if "finetune" in config else settings.get("objective", "")
@@ -47,7 +47,7 @@ def training_frame(run: Path) -> "pd.DataFrame":
 
 
 def training_figure(frame: "pd.DataFrame", mark: int | None = None) -> "Figure":
-    """Validation loss, and validation accuracy where there is any, over the updates."""
+    """Validation loss, and validation accuracy if there is any, over the updates."""
     from matplotlib.figure import Figure
 
     alone = frame.run.nunique() == 1
@@ -70,7 +70,7 @@ def training_figure(frame: "pd.DataFrame", mark: int | None = None) -> "Figure":
         axes.set_title(title)
         axes.set_xlabel("update")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    # losses begin near log V, which would press the rest against the axis
+    # losses begin near log V, which would compress the rest of the axis
     late = frame[frame.step >= 0.08 * frame.step.max()]
     panels[0].set_ylim(top=1.05 * late[["loss", "val_loss"]].max().max())
     panels[0 if alone else -1].legend(loc="best")
@@ -78,7 +78,7 @@ def training_figure(frame: "pd.DataFrame", mark: int | None = None) -> "Figure":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the runs' logs, write the table and the picture."""
+    """Read the runs' logs, write the table and the figure."""
     import pandas as pd
 
     parser = command_line(__doc__, folders="runs")

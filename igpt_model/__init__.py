@@ -1,6 +1,6 @@
 """iGPT, from pixels to a trained model: palette, transformer, objectives, training, features.
 
-Source of every choice: Chen et al., "Generative Pretraining from Pixels" (2020), and the authors' released code.
+Follows Chen et al., "Generative Pretraining from Pixels" (2020), and the authors' released code.
 """
 
 from importlib import import_module
@@ -22,7 +22,7 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    # lazy, so that a command that only reads records need not wait for torch
+    # imported lazily, so that commands that only read records do not import torch
     if name not in _HOME:
         raise AttributeError(f"module 'igpt_model' has no attribute {name!r}")
     value = getattr(import_module(f"igpt_model.{_HOME[name]}"), name)

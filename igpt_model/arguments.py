@@ -1,7 +1,7 @@
-"""Checks of the kinds of arguments against a public function's annotations, before the function does anything.
+"""Check the types of arguments against the annotations of a public function before it runs.
 
-Only kinds: a number, a text, a mapping, an object of that class. Ranges and contents are for the function to check, and
-so is what is annotated as `Any` or as NumPy's `ArrayLike`.
+Only types are checked: a number, a string, a mapping, an instance of a class. The function itself checks ranges and
+contents, and arguments annotated as `Any` or NumPy's `ArrayLike`.
 """
 
 import functools
@@ -28,11 +28,11 @@ _WORDS = {NoneType: "None", bool: "True or False", int: "a whole number", float:
 
 
 class WrongType(UserError, TypeError):  # noqa: N818 (it names what happened, as StopIteration does)
-    """An argument is of another kind than the function takes."""
+    """An argument has the wrong type."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function refuse arguments of a wrong kind, with a `WrongType` that names the argument and what it takes."""
+    """Decorate a function to raise `WrongType`, which names the argument and the expected type, for wrong types."""
     signature, where = inspect.signature(function), _called(function)
 
     @functools.wraps(function)
@@ -43,7 +43,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             known = signature.parameters
             near = [one for name in kwargs if name not in known for one in get_close_matches(name, known, n=1)]
             raise WrongType(f"{where}: {error}.{f' Did you mean {near[0]}?' if near else ''}") from None
-        hints = _hints(function)  # not before the first call: annotations may name what is defined later
+        hints = _hints(function)  # at the first call, because annotations may refer to later definitions
         for name, value in given.arguments.items():
             kind, hint = signature.parameters[name].kind, hints.get(name, Any)
             if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -56,7 +56,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_fields(settings: Any) -> None:
-    """Check the fields of a dataclass in the same way; a list given for a tuple becomes one, as frozen fields are."""
+    """Check the fields of a dataclass in the same way; a list given for a tuple is converted to a tuple."""
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
         value = check_kind(name, getattr(settings, name), hint, kind.__name__)
@@ -64,9 +64,9 @@ def check_fields(settings: Any) -> None:
 
 
 def from_json(kind: type[D], values: Mapping[str, Any], what: str, whole: bool = False) -> D:
-    """Build a dataclass, called `what` in messages, from a JSON object of its fields; its own checks do the rest.
+    """Build a dataclass, called `what` in messages, from a JSON object of its fields; it checks their values.
 
-    Fields without a default must be there; in one that is written `whole`, all of them.
+    Fields without a default are required; with `whole`, all fields are.
     """
     known = inspect.signature(kind).parameters
     needed = {name for name, field in known.items() if whole or field.default is field.empty}
@@ -79,7 +79,7 @@ def from_json(kind: type[D], values: Mapping[str, Any], what: str, whole: bool =
 
 
 def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
-    """The value, a NumPy scalar as the Python one that is meant; refused if it is not of the annotated kind."""
+    """The value, with NumPy scalars converted to Python ones; `WrongType` if it does not have the annotated type."""
     kind = type(value)
     if _takes_paths(hint):
         for one in value if isinstance(value, list | tuple) else [value]:
@@ -117,7 +117,7 @@ def _check_path(name: str, path: Any, where: str) -> None:
 
 
 def _as_list(value: Any, hint: Any) -> Any:
-    """An array, tensor or series of one axis as the list that it stands for; what may be an array stays one."""
+    """Convert a one-dimensional array, tensor or series to a list, unless the hint accepts arrays."""
     kinds = _list_kinds(hint)
     return value.tolist() if kinds and hasattr(value, "tolist") and not isinstance(value, kinds) else value
 
@@ -133,15 +133,15 @@ def _list_kinds(hint: Any) -> tuple[type, ...]:
 
 
 def plain_array(value: Any, what: str) -> "np.ndarray":
-    """A dense array of numbers, or `UserError` that names it."""
-    import numpy as np  # what only reads records need not wait for it
+    """A dense array of numbers; otherwise a `UserError` that names it."""
+    import numpy as np  # not needed by commands that only read records
 
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
         if value.is_quantized or value.is_complex() or kind != "strided":
             kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else kind
-            raise UserError(f"A {kind} tensor is given as {what}, but a dense one of real numbers was expected.")
+            raise UserError(f"A {kind} tensor was given as {what}; expected a dense tensor of real numbers.")
         # NumPy has no bfloat16
         value = value.detach().float() if value.is_floating_point() else value.detach()
         return value.cpu().resolve_neg().numpy()
@@ -152,10 +152,10 @@ def plain_array(value: Any, what: str) -> "np.ndarray":
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise UserError(f"What is given as {what} is not an array ({first_line(error)}).") from None
+        raise UserError(f"The value given as {what} is not an array ({first_line(error)}).") from None
     if array.dtype.kind not in "fiub":
         hint = "; np.unique(values, return_inverse=True)[1] numbers them" if array.dtype.kind in "US" else ""
-        raise UserError(f"An array of type {array.dtype} is given as {what}, but numbers were expected{hint}.")
+        raise UserError(f"An array of dtype {array.dtype} was given as {what}, but numbers were expected{hint}.")
     return array
 
 
@@ -165,7 +165,7 @@ def _called(function: Callable[..., Any]) -> str:
 
 @functools.cache
 def _hints(of: Any) -> dict[str, Any]:
-    """The annotations; a name that only type checkers know stands for anything."""
+    """The annotations; names known only to type checkers accept any value."""
     space = dict(getattr(of, "__globals__", None) or vars(inspect.getmodule(of)))
     found = {}
     for name, hint in inspect.get_annotations(of).items():
@@ -181,7 +181,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 @functools.cache
 def _plain_kinds(hint: Any) -> frozenset[Any]:
-    """The plain kinds that a hint allows: most values are of one of them, and need no further look."""
+    """The plain types that a hint allows; most values have one of them and need no further check."""
     return frozenset(_options(hint)) & _WORDS.keys()
 
 
@@ -191,7 +191,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _is_array_like(options: tuple[Any, ...]) -> bool:
-    """Whether the parts of a union are those of NumPy's `ArrayLike`."""
+    """Whether a union is NumPy's `ArrayLike`, given its parts."""
     return any(str(getattr(option, "__module__", "")).startswith("numpy._typing") for option in options)
 
 
@@ -205,7 +205,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if not isinstance(kind, type) or kind is Any:
-        return True  # a type variable, or a class that is not known here
+        return True  # a type variable or an unknown class
     if kind is Callable:
         return callable(value)
     if issubclass(kind, Mapping):
@@ -221,12 +221,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is_list(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
-    """Whether a value can stand for a sequence: a list for a tuple, an array for both; never a text for its letters."""
+    """Whether a value is accepted as a sequence: a list for a tuple, an array for both, but never a string."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
         return False
     if not isinstance(value, Sized) or (issubclass(kind, Sequence) and not hasattr(value, "__getitem__")):
         return not issubclass(kind, Sized)
-    if str(getattr(value, "dtype", "object")) != "object":  # an array: its values are of one kind
+    if str(getattr(value, "dtype", "object")) != "object":  # all values of an array have the same type
         array: Any = value
         try:
             value = array[: len(inner) or 1].tolist()

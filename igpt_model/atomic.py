@@ -1,4 +1,4 @@
-"""Small files and folders that appear whole or not at all, whatever kills the process."""
+"""Write small files and folders atomically, so that a killed process leaves no incomplete ones."""
 
 import filecmp
 import json
@@ -25,7 +25,7 @@ def sync(path: Path) -> None:
 
 
 def check_target(path: str | Path) -> None:
-    """Refuse to replace anything but a regular file: a link (its target is named), a pipe, a device or a folder.
+    """Raise if `path` exists and is not a regular file but a link, a pipe, a device or a folder.
 
     Raises
     ------
@@ -42,13 +42,14 @@ def check_target(path: str | Path) -> None:
         raise UserError(f"{path} is a link to {os.readlink(path)}; give that path itself, or remove the link.")
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise UserError(f"{path} is {kind}, which no file can replace; give another name.")
+        raise UserError(f"{path} is {kind}, which cannot be replaced by a file; give another name.")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part of it.
+    """Write `content` to `path` atomically: readers see the old file or the new one.
 
-    The bytes go to `.NAME.partial` beside it first, under a lock: what a killed writer left there, the next one uses.
+    The bytes are first written to `.NAME.partial` next to it, under a lock; a file left there by a killed writer is
+    reused.
 
     Raises
     ------
@@ -77,23 +78,23 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Write every byte. A write cut short is continued, which raises its reason: a full disk, or a limit of size."""
+    """Write all bytes, continuing after a short write, which then raises its cause (full disk, file size limit)."""
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
 
 
 def _own_partial(partial: Path) -> int:
-    """Open and lock the partial file; another writer of the same file is waited for."""
+    """Open and lock the partial file, waiting for any other writer of the same file."""
     until = time.monotonic() + WAIT_SECONDS
     while True:
         descriptor = open_lock_file(partial)
-        # whoever held the lock before us may have renamed or removed the file that we opened
+        # the previous holder of the lock may have renamed or removed the opened file
         if try_lock(descriptor) and _is_at(descriptor, partial):
             return descriptor
         os.close(descriptor)
         if time.monotonic() > until:
-            raise UserError(f"{partial} is held by another process that writes the same file; wait for it.")
+            raise UserError(f"{partial} is locked by another process that writes the same file; wait for it to finish.")
         time.sleep(0.01)
 
 
@@ -116,18 +117,18 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(target: str | Path) -> Iterator[Path]:
-    """Give a hidden folder that becomes `target` at the end; what a killed process left of it is removed first.
+    """Yield a hidden folder that becomes `target` at the end; one left by a killed process is removed first.
 
-    A `target` that holds the same files already is left as it is: an earlier call was interrupted at its very end.
+    A `target` that already contains the same files, from a call interrupted just before it finished, is not changed.
 
     Raises
     ------
     UserError
-        Another process writes the same folder, or `target` is there already, with other contents.
+        Another process is writing the same folder, or `target` already exists with different contents.
     """
     target = Path(os.path.abspath(target))
     if not target.name:
-        raise UserError(f"{target} exists already; give a new folder.")
+        raise UserError(f"{target} already exists; give a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     lock, partial = target.with_name(f".{target.name}.lock"), target.with_name(f".{target.name}.partial")
     descriptor = _own_partial(lock)
@@ -138,7 +139,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         if not target.exists():
             replace_folder(partial, target)
         elif not _same_files(partial, target):
-            raise UserError(f"{target} exists already, with other contents; give a new folder.")
+            raise UserError(f"{target} already exists with different contents; give a new folder.")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         lock.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""Reading JSON that somebody else may have written: of a limited size, UTF-8, and checked against a schema.
+"""Read untrusted JSON: limited in size, UTF-8, and checked against a schema.
 
-The only place that calls `json.loads`. A schema is written as plain values::
+The only module that calls `json.loads`. A schema is written as plain values::
 
     {"step": Int(0), "model": dict, "classes": [str], "note?": (str, None)}
 
-A type stands for a value of that type (`float` takes integers too, both finite; `bool` is no number), `Int` and
+A type stands for a value of that type (`float` also accepts integers, both finite; `bool` is not a number), `Int` and
 `Real` for numbers within bounds, `Text` for a string of limited length, a dict for an object with these keys (a key
-that ends in "?" may be absent, further keys are allowed), `{str: schema}` for an object whose values all agree,
-`[schema]` for a list, and a tuple for alternatives, among them literal values such as None.
+that ends in "?" is optional, further keys are allowed), `{str: schema}` for an object whose values all match,
+`[schema]` for a list, and a tuple for alternatives, which may include literal values such as None.
 """
 
 import json
@@ -24,14 +24,14 @@ from typing import Any, BinaryIO
 from igpt_model.errors import UserError, first_line
 
 MAX_BYTES = 256 << 20
-"""Largest JSON file that is read; the largest ones written are of a few MB."""
-_SPARSE = 1 << 30  # a larger file of which less than a thousandth is stored is refused
-_BIGGEST = 1 << 53  # integers beyond are no longer exact in other JSON readers
+"""Maximum size of a JSON file; the largest ones written have a few MB."""
+_SPARSE = 1 << 30  # a larger file is rejected if less than a thousandth of it is stored
+_BIGGEST = 1 << 53  # larger integers are not exact in other JSON readers
 
 
 @dataclass(frozen=True)
 class Int:
-    """An integer within bounds, both included."""
+    """An integer within inclusive bounds."""
 
     least: int = -_BIGGEST
     most: int = _BIGGEST
@@ -42,7 +42,7 @@ class Int:
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number within bounds, both included."""
+    """A finite number within inclusive bounds."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -54,7 +54,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Text:
-    """A string of at most `most` characters, none of them NUL; as a `file_name` one without a folder."""
+    """A string of at most `most` characters without NUL; with `file_name`, also without a folder."""
 
     most: int = 4096
     file_name: bool = False
@@ -64,25 +64,25 @@ class Text:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe, a device or a socket is refused at once instead of waited for.
+    """Open a regular file for reading; raises at once for a pipe, a device or a socket instead of blocking.
 
     Raises
     ------
     UserError
-        It is not a regular file, or declares gigabytes that are nearly all holes, which would be read for hours.
+        It is not a regular file, or is a sparse file of gigabytes of holes, which would take hours to read.
     OSError
-        It does not exist, or may not be read.
+        It does not exist or is not readable.
     """
-    # O_NONBLOCK: a pipe without a writer would otherwise wait for one in open() itself
+    # O_NONBLOCK, because otherwise open() would block on a pipe without a writer
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         about = os.fstat(descriptor)
         if stat.S_ISDIR(about.st_mode):
-            raise UserError(f"{path} is a folder, but a file was expected.")
+            raise UserError(f"{path} is a folder; give the path of a file.")
         if not stat.S_ISREG(about.st_mode):
-            raise UserError(f"{path} is a pipe or a device, but a regular file was expected.")
+            raise UserError(f"{path} is a pipe or a device; give the path of a regular file.")
         if about.st_size > _SPARSE and _is_hollow(descriptor, about.st_size):
-            raise UserError(f"{path} declares {about.st_size:,} bytes, of which nearly none are stored: copy it again.")
+            raise UserError(f"{path} has {about.st_size:,} bytes, of which almost none are stored; copy it again.")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -90,7 +90,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def _is_hollow(descriptor: int, size: int) -> bool:
-    """Whether less than a thousandth of a file is stored; the rest are holes, which are read as zeros."""
+    """Whether less than a thousandth of a file is stored; the rest are holes, which read as zeros."""
     stored = at = 0
     try:
         while stored < size // 1000:
@@ -110,8 +110,8 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise UserError(f"{path} has {size:,} bytes, but at most {most:,} were expected.")
-        return file.read(size)  # no more: a buffer of `most` bytes would be allocated first
+            raise UserError(f"{path} has {size:,} bytes; expected at most {most:,}.")
+        return file.read(size)  # not `most`, which would allocate a buffer of that size
 
 
 def read_json(path: str | Path, schema: Any = None, most: int = MAX_BYTES) -> Any:
@@ -124,10 +124,10 @@ def read_json(path: str | Path, schema: Any = None, most: int = MAX_BYTES) -> An
     Raises
     ------
     UserError
-        Too large, not UTF-8, not JSON, or not as the schema says; the message names the file, the key and what was
-        expected there.
+        Too large, not UTF-8, not JSON, or does not match the schema; the message names the file, the key and what was
+        expected.
     OSError
-        The file does not exist, or may not be read.
+        The file does not exist or is not readable.
     """
     return parse_json(read_bytes(path, most), path, schema)
 
@@ -138,31 +138,31 @@ def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> A
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, object_pairs_hook=_once_each)
         if "\\u" in text:
-            # half of a surrogate pair parses, but can be written nowhere
+            # a lone surrogate can be parsed but not written
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read as JSON.") from None
     except UnicodeError as error:
-        raise UserError(f"{where} is not UTF-8 text ({getattr(error, 'reason', error)}): JSON was expected.") from None
+        raise UserError(f"{where} is not UTF-8 text ({getattr(error, 'reason', error)}); expected JSON.") from None
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON ({first_line(error)}).") from None
     return value if schema is None else check_schema(value, where, schema)
 
 
 def check_json(value: Any, what: str, schema: Any = dict) -> None:
-    """Refuse a value that JSON cannot hold, or that could not be read back with its schema.
+    """Raise for a value that cannot be stored as JSON or does not match its schema.
 
     Raises
     ------
     UserError
-        NaN, half a surrogate pair, an object that is none of JSON's, or not as the schema says.
+        NaN, a lone surrogate, an object that JSON does not support, or a mismatch with the schema.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{what} cannot be stored as JSON ({first_line(error)}); give texts, finite numbers, lists and mappings."
+            f"{what} cannot be stored as JSON ({first_line(error)}); give text, finite numbers, lists and mappings."
         ) from None
     check_schema(json.loads(text), what, schema)
 
@@ -175,12 +175,12 @@ def check_schema(value: Any, where: str | Path, schema: Any) -> Any:
 
 
 def as_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
-    """Return a value as it will be read back: tuples become lists, keys text, and what JSON lacks `default(value)`."""
+    """Return a value as JSON would read it back: tuples as lists, keys as text, unsupported objects by `default`."""
     return json.loads(json.dumps(value, default=default))
 
 
 def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
-    """Say where a JSON value departs from a schema, or None where it agrees."""
+    """Describe the first mismatch of a JSON value with a schema; None if it matches."""
     name = key or "the whole"
     if isinstance(schema, tuple):
         problem = None
@@ -188,7 +188,7 @@ def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
             found = mismatch(value, option, key)
             if found is None:
                 return None
-            # the alternative of the same kind knows best what is wrong inside
+            # report the problem inside the alternative of the same type
             problem = problem or (found if type(value) is type(option) else None)
         return problem or f"{name} is {_short(value)}, expected {_named(schema)}"
     if isinstance(schema, dict):
@@ -221,7 +221,7 @@ def _agrees(value: Any, schema: Any) -> bool:
         return isinstance(value, int) and number and schema.least <= value <= schema.most
     if isinstance(schema, Real) or schema is float:
         bounds = schema if isinstance(schema, Real) else Real()
-        # Python compares integers of any size with floats, but isfinite converts them
+        # Python compares integers of any size with floats, but isfinite converts them to float
         return number and bounds.least <= value <= bounds.most and abs(value) <= sys.float_info.max
     if isinstance(schema, Text):
         good = isinstance(value, str) and len(value) <= schema.most and "\0" not in value
@@ -234,7 +234,7 @@ def _agrees(value: Any, schema: Any) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name stays in its folder: no separator, no "." or "..", no NUL, of a length that systems take."""
+    """Whether a file name stays in its folder: no separator, ".", ".." or NUL, and a supported length."""
     return 0 < len(name) <= 255 and name not in (".", "..") and not set(name) & set("/\\\0")
 
 
@@ -242,7 +242,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice[:60]!r} is there twice")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return value
 
 

@@ -1,4 +1,4 @@
-"""An iGPT with a linear head on the pooled state of a layer: what fine-tuning trains (paper, section 2.4).
+"""Classifier for fine-tuning: an iGPT with a linear head on the pooled state of a layer (paper, section 2.4).
 
 Letters: B images of a batch, N images, T positions, D width, K classes, M masks, P pixels per side.
 """
@@ -32,7 +32,7 @@ _FINETUNE = {"classes": [str], "layer": Int(0, 10_000), "val_accuracy": (Real(0,
 
 
 class Classifier(nn.Module):
-    """A linear head, without bias and from zero as in the released code, on the pooled state of layer k.
+    """A linear head without bias, initialised to zero as in the released code, on the pooled state of layer k.
 
     `layer` is k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
     """
@@ -40,21 +40,21 @@ class Classifier(nn.Module):
     def __init__(self, igpt: IGPT, n_classes: int, layer: int = -1) -> None:
         super().__init__()
         if not -1 <= layer <= igpt.L:
-            raise UserError(f"layer is {layer}, but this model has layers 0 to {igpt.L}; -1 is the last one.")
+            raise UserError(f"layer is {layer}; give 0 to {igpt.L}, or -1 for the last layer.")
         if n_classes < 2:
-            raise UserError(f"There are {n_classes} classes, but a classifier needs at least two.")
+            raise UserError(f"n_classes is {n_classes}; a classifier needs at least two.")
         self.igpt, self.layer = igpt, igpt.L if layer == -1 else layer
         self.clf = Linear(igpt.config.n_embd, n_classes, bias=False)
         nn.init.zeros_(self.clf.weight)
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """Return the class logits (B, K) in float32; nothing deeper than the head's layer is computed."""
+        """Return the class logits (B, K) in float32, computing no layer deeper than the head's."""
         return self.run(tokens_BT, mask_BT, to_the_end=False)[0]
 
     def run(self, tokens_BT: Tensor, mask_BT: Tensor | None, to_the_end: bool) -> tuple[Tensor, Tensor]:
         """Return the class logits and the deepest state computed: that of the last block with `to_the_end`."""
         last = self.igpt.L if to_the_end else self.layer
-        # the range comes first: it ends before a block deeper than the last wanted state is run
+        # `range` comes first in zip, so that no deeper block is run
         for k, h_BTD in zip(range(last + 1), self.igpt.hidden_states(tokens_BT, mask_BT), strict=False):
             if k == self.layer:
                 logits_BK = self.clf(pool(self.igpt, k, h_BTD)).float()
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
     def losses(
         self, tokens_BT: Tensor, labels_B: Tensor, mask_BT: Tensor | None = None, generative: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Return L_clf (mean nats an image) and L_gen (the model's own objective, or None) from one forward pass."""
+        """Return L_clf (mean nats per image) and L_gen (the pre-training loss, or None) from one forward pass."""
         logits_BK, h_BTD = self.run(tokens_BT, mask_BT, generative)
         own = loss_of_state(self.igpt, h_BTD, tokens_BT, mask_BT) if generative else None
         return F.cross_entropy(logits_BK, labels_B), own
@@ -78,15 +78,15 @@ def predict_proba(
     seed: int = 0,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """Return class probabilities, float32 (M, N, K), once for every mask.
+    """Return class probabilities, float32 (M, N, K), for every mask.
 
     Parameters
     ----------
     tokens_NT : integers (N, T)
     row_ids_N : integers (N,), optional
-        BERT only: masks depend on (seed, row id) alone; 0 to N-1 unless given.
+        BERT only: masks depend only on (seed, row id); by default 0 to N-1.
     n_masks : int
-        BERT only: independent masks an image (the paper: 5). An autoregressive model gives M = 1.
+        BERT only: independent masks per image (5 in the paper). For an autoregressive model M = 1.
     """
     if n_masks < 1:
         raise UserError(f"n_masks is {n_masks}; give at least 1.")
@@ -105,10 +105,10 @@ def predict_proba(
 
 
 def at_resolution(model: IGPT, resolution: int) -> IGPT:
-    """Return a copy of the model for images of another size: its table of positions is resized as an image is.
+    """Return a copy of the model for images of a different size, with its table of positions resized like an image.
 
-    Position t belongs to pixel t (for an autoregressive model: to the pixel that is predicted there): the table is
-    a grid of P x P vectors; it is interpolated linearly. The paper pre-trains anew at each resolution: this is ours.
+    Position t belongs to pixel t (for an autoregressive model, to the predicted pixel), so the table is a grid of P x P
+    vectors, which is interpolated bilinearly. This is not in the paper, which pre-trains at each resolution.
     """
     side, state = model.config.side, dict(model.state_dict())
     if side != resolution:
@@ -120,7 +120,7 @@ def at_resolution(model: IGPT, resolution: int) -> IGPT:
 
 @dataclass
 class FineTuned:
-    """A fine-tuned classifier with all that a prediction needs."""
+    """A fine-tuned classifier with everything needed for predictions."""
 
     classifier: Classifier
     palette: Palette
@@ -137,15 +137,15 @@ class FineTuned:
 
 
 def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> FineTuned:
-    """Load the checkpoint of a fine-tuning run that did best on validation (of equals the earliest).
+    """Load the checkpoint of a fine-tuning run with the best validation accuracy (the earliest of equals).
 
     Raises
     ------
     UserError
-        The folder holds no fine-tuning run.
+        The folder contains no fine-tuning run.
     """
     scored = [(read_accuracy(folder), folder) for folder in list_checkpoints(run_dir)]
-    # `max` keeps the first of equals
+    # `max` returns the first of equals
     best = max(
         ((value, folder) for value, folder in scored if value is not None), key=lambda pair: pair[0], default=None
     )
@@ -154,7 +154,7 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
     loaded = load_checkpoint(best[1], device)
     about = loaded.provenance["finetune"]
     classifier = Classifier(loaded.model, len(about["classes"]), about["layer"])
-    # of the right shape: the checkpoint was checked when it was loaded
+    # shapes were checked when the checkpoint was loaded
     classifier.clf.weight = nn.Parameter(read_tensors(best[1], HEAD)["clf.weight"])
     plain = ImageTransform(loaded.transform.resolution, loaded.transform.resize)
     return FineTuned(
@@ -169,7 +169,7 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
 
 
 def read_accuracy(checkpoint: Path) -> float | None:
-    """Return the validation accuracy that is written in a fine-tuning checkpoint, or None where there is none."""
+    """Return the validation accuracy stored in a fine-tuning checkpoint, or None if it has none."""
     about = read_about(checkpoint)["provenance"].get("finetune")
     if about is None:
         return None

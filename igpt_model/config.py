@@ -1,4 +1,4 @@
-"""What an iGPT is: its sizes, the published presets, exact parameter and operation counts.
+"""Configuration of an iGPT: sizes, published presets, exact parameter and operation counts.
 
 Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks (`n_layer`).
 """
@@ -11,8 +11,8 @@ from igpt_model.arguments import checked, from_json
 from igpt_model.errors import UserError
 from igpt_model.ranges import Range, check_settings
 
-# Table in section 3.3 of the paper; heads of S, M and L from the released sampling commands. The heads of XL were never
-# published: 24 (head width 128, as M) is ours.
+# Table in section 3.3 of the paper; heads of S, M and L from the released sampling commands. The number of heads of XL
+# was never published; 24 (head width 128, as in M) is our choice.
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"n_layer": 10, "n_embd": 48, "n_head": 4},
     "S": {"n_layer": 24, "n_embd": 512, "n_head": 8},
@@ -30,12 +30,12 @@ def _number(default: int, most: int) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and kind of an iGPT.
+    """Sizes and type of an iGPT.
 
     Parameters
     ----------
     n_layer, n_embd, n_head : int
-        Blocks, width, attention heads; the width is a multiple of the heads.
+        Number of blocks, width, and number of attention heads, which divides the width.
     vocab_size : int
         Colours of the palette (the paper: 512, nine bits).
     n_positions : int
@@ -43,9 +43,9 @@ class ModelConfig:
     causal : bool
         True: autoregressive, with a start token. False: BERT, with masked inputs.
     bias : bool
-        Biases on the linear layers. iGPT has none; only Hugging Face weights with nonzero biases need them.
+        Whether the linear layers have biases. iGPT has none; only Hugging Face weights with nonzero biases need them.
     mask_prob : float
-        BERT only: the chance that a position is masked (appendix A of the paper).
+        BERT only: probability that a position is masked (appendix A of the paper).
     """
 
     n_layer: int = _number(10, 1000)
@@ -61,7 +61,7 @@ class ModelConfig:
         check_settings(self)
         if self.n_embd % self.n_head:
             raise UserError(
-                f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: choose sizes that divide evenly."
+                f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}; choose an n_head that divides it."
             )
 
     @classmethod
@@ -69,12 +69,12 @@ class ModelConfig:
     def preset(cls, name: str, **overrides: Any) -> "ModelConfig":
         """Return the sizes called `name`: tiny, S, M, L or XL, with other fields as in `overrides`."""
         if name not in PRESETS:
-            raise UserError(f"There is no model {name!r}: choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"Unknown model {name!r}; choose one of {', '.join(PRESETS)}.")
         return cls.from_dict({**PRESETS[name], **overrides})
 
     @property
     def n_params(self) -> int:
-        """Number of trained parameters, the position table of `n_positions` rows included."""
+        """Number of trained parameters, including the position table of `n_positions` rows."""
         d = self.n_embd
         block = 12 * d * d + 2 * d + (9 * d if self.bias else 0)
         start = d if self.causal else 0
@@ -91,10 +91,10 @@ class ModelConfig:
 
     @property
     def side(self) -> int:
-        """Pixels per side of the images; `UserError` where the positions are no square."""
+        """Pixels per side of the images; `UserError` if n_positions is not a square."""
         side = math.isqrt(self.n_positions)
         if side**2 != self.n_positions:
-            raise UserError(f"The model has {self.n_positions} positions, which are no square of pixels.")
+            raise UserError(f"n_positions is {self.n_positions}, which is not a square number; square images need one.")
         return side
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,5 +104,5 @@ class ModelConfig:
     @classmethod
     @checked
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Build from `to_dict`'s result; an unknown field is refused."""
+        """Build from the result of `to_dict`; `UserError` for unknown fields."""
         return from_json(cls, values, "The model configuration")

@@ -1,4 +1,4 @@
-"""Where a computation runs: devices, tensors sent to them, CPU threads, the compiler; refused when not there."""
+"""Devices, transfers to them, CPU threads and the compiler, with errors if they are not available."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ from igpt_model.errors import UserError, first_line
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """Return the torch device of that name, after a try; nothing falls back to another one.
+    """Return the torch device of that name after testing it; there is no silent fallback.
 
-    "auto" is a CUDA device where there is one. A bare "cuda" is each process's own GPU (LOCAL_RANK) under torchrun.
+    "auto" is a CUDA device if there is one. Under torchrun, "cuda" without a number is the GPU of LOCAL_RANK.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def find_device(device: str | torch.device) -> torch.device:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
+            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda if there is a GPU."
         ) from error
     return chosen
 
@@ -49,9 +49,9 @@ def is_plain(value: Any) -> TypeGuard[torch.Tensor]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return this process's own GPU (LOCAL_RANK) for a bare "cuda", made the current one; other devices as they are.
+    """For "cuda" without a number, return the GPU of LOCAL_RANK and make it current; return other devices unchanged.
 
-    A process that has not set its device pins memory and opens library handles on GPU 0, whichever it computes on.
+    A process that does not set its device pins memory and opens library handles on GPU 0, even if it uses another GPU.
     """
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
@@ -59,7 +59,7 @@ def local_device(device: torch.device) -> torch.device:
         local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if 0 < there <= local:
             raise UserError(
-                f"Process {local} of this machine has no GPU of its own: there are {there}; start torchrun with "
+                f"Process {local} of this machine has no GPU, as there are only {there}; start torchrun with "
                 f"--nproc-per-node {there}."
             )
         device = torch.device("cuda", local)
@@ -68,11 +68,11 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def send(values: Any, device: torch.device) -> torch.Tensor:
-    """Return an array or tensor of the host as a tensor on a device.
+    """Copy an array or tensor from the host to a device.
 
-    To a GPU it goes from pinned memory: the host goes on at once, instead of waiting for the GPU's running work.
+    Copies to a GPU use pinned memory, so that the host does not wait for the GPU.
     """
-    # the host is named: torch's default device is the user's
+    # name the CPU, because the user may have changed torch's default device
     tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(values, device="cpu")
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -80,13 +80,13 @@ def send(values: Any, device: torch.device) -> torch.Tensor:
 
 
 def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Return numbers as a tensor on a device, cast there; an array that is on the host already is shared, not copied.
+    """Return numbers as a tensor on a device, cast on that device; an array on the host is shared, not copied.
 
-    To a GPU they go from pinned memory and as they are stored: the host neither waits for the copy nor widens it.
+    Copies to a GPU use pinned memory and the stored dtype, so that the host neither waits nor converts.
     """
     if not isinstance(values, torch.Tensor):
         array = np.require(np.asarray(values), None, ["C", "W"])
-        # torch reads neither foreign byte order nor a negative stride, which one row of reversed rows still has
+        # torch supports neither non-native byte order nor negative strides (even of a single reversed row)
         if not array.dtype.isnative or min(array.strides, default=0) < 0:
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         values = torch.from_numpy(array)
@@ -96,7 +96,7 @@ def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None
 
 @contextmanager
 def cpu_threads(n: int) -> Iterator[None]:
-    """Use `n` CPU threads inside; 0: as many as there are now."""
+    """Use `n` CPU threads within the block; 0 keeps the current number."""
     before = torch.get_num_threads()
     if n > 0:
         torch.set_num_threads(n)
@@ -107,10 +107,10 @@ def cpu_threads(n: int) -> Iterator[None]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse torch.compile where its compiler is missing, which PyTorch would report in the first update only.
+    """Raise if the compiler for torch.compile is missing, which PyTorch would report only in the first update.
 
-    PyTorch takes `CXX`, or else g++ (clang++ on macOS, cl on Windows), for a CPU; Triton takes `CC`, or else gcc or
-    clang, for a GPU's launchers.
+    On a CPU, PyTorch uses `CXX`, or else g++ (clang++ on macOS, cl on Windows); on a GPU, Triton uses `CC`, or else gcc
+    or clang, for its launchers.
     """
     if device.type == "cuda":
         variable, usual = "CC", ["gcc", "clang"]
@@ -119,6 +119,6 @@ def check_compiler(device: torch.device) -> None:
     names = [os.environ[variable]] if os.environ.get(variable) else usual
     if not any(shutil.which(name) for name in names):
         raise UserError(
-            f"compile was requested, which needs the compiler {' or '.join(names)}, but there is none; install it, "
-            f"name another one in {variable}, or leave --compile out."
+            f"compile was requested, but its compiler {' or '.join(names)} was not found; install it, "
+            f"set {variable} to another one, or omit --compile."
         )

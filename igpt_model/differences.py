@@ -1,4 +1,4 @@
-"""Differences between the settings that a file or folder was made with and those of this call."""
+"""Differences between the settings stored in a file or folder and those of the current call."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -24,20 +24,20 @@ def changes(there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
         elif old != new:
             found[name] = old, new
 
-    # a file gives lists back for tuples, and text for keys that were numbers
+    # JSON turns tuples into lists and numeric keys into text
     compare(as_json(there), as_json(here), "")
     return found
 
 
-def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Return the changes as "name: old there, new here", with `name` before each."""
-    named = {f"{name}.{key}".strip("."): pair for key, pair in changes(there, here).items()}
+def differences(there: Any, here: Any, name: str = "", free: Iterable[str] = ()) -> list[str]:
+    """Return the changes but those in `free` as "name: old there, new here", with `name` before each."""
+    named = {f"{name}.{key}".strip("."): pair for key, pair in changes(there, here).items() if key not in free}
     return ["{}: {} there, {} here".format(key, *_short(*pair)) for key, pair in named.items()]
 
 
-def differ(there: Any, here: Any) -> str:
-    """Return the first few `differences` in one line; empty where there are none."""
-    found = differences(there, here)
+def differ(there: Any, here: Any, free: Iterable[str] = ()) -> str:
+    """Return the first few changes but those in `free` in one line; empty if there are none."""
+    found = differences(there, here, free=free)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 
@@ -51,37 +51,35 @@ def claim(
 ) -> dict[str, Any]:
     """Write the settings of what begins in a folder, or compare them with those that it was begun with.
 
-    Settings of which `begun` says that nothing was made with them yet are replaced. Names in `free` may differ; those
-    that do are returned with their new values.
+    Settings of which `begun` says that nothing was made with them yet, {} where there are none, are replaced. Names in
+    `free` may differ; those that do are returned with their new values.
 
     Raises
     ------
     UserError
-        The folder can't be written, or holds `what` with other settings; the message names those that differ.
+        The folder is not writable, or contains `what` with different settings, which the message lists.
     """
     try:
         try:
             there = read_json(path, dict) if path.exists() else {}
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; delete it, and run the same command again.") from None
-        if not there or not begun(there):
+            raise UserError(f"{str(error).rstrip('.')}; restore it, or give another --out.") from None
+        if not begun(there):
             write_json(path, as_json(settings))
             return {}
     except OSError as error:
         raise UserError(
             f"The folder {path.parent} cannot be written or read ({error.strerror}); give another --out."
         ) from error
-    changed = changes(there, settings)
-    if fixed := {name: pair for name, pair in changed.items() if name not in free}:
-        differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
+    if differing := differ(there, settings, free):
         raise UserError(
-            f"{path.parent} contains {what} with other settings: {differing}; use the same ones or another --out."
+            f"{path.parent} contains {what} with different settings ({differing}); use those or another --out."
         )
-    return {name: new for name, (_, new) in changed.items()}
+    return {name: new for name, (_, new) in changes(there, settings).items()}
 
 
 def _short(*values: Any) -> tuple[str, ...]:
-    """Two values in a few characters each, of long ones those about the first that differs."""
+    """Two values, abbreviated to the characters around the first difference if they are long."""
     texts = tuple(_summary(value) for value in values)
     if texts[0] == texts[1]:
         texts = tuple(json.dumps(value, ensure_ascii=False) for value in values)

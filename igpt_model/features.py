@@ -1,4 +1,4 @@
-"""What "layer k" is, and its pooled representation: the one home of that convention.
+"""Definition of "layer k" and its pooled representation.
 
 Letters: B images, T positions, D width.
 
@@ -29,14 +29,14 @@ def layer_names(config: ModelConfig) -> tuple[str, ...]:
 def pool(model: IGPT, k: int, h_BTD: Tensor, norm: bool = True) -> Tensor:
     """Return layer k's feature (B, D), in float32, of its raw residual state `h_BTD`; differentiable.
 
-    The mean over positions of h / rms(h) * g is a weighted sum of h's rows, so no normalised copy of (B, T, D) is made.
+    The mean over positions of h / rms(h) * g is a weighted sum of the rows of h, which avoids a normalised copy of h.
     """
     h_BTD = h_BTD.float()
     if not norm:
         return h_BTD.mean(1)
     g = (model.blocks[k].ln_1 if k < model.L else model.ln_f).g.float()
     n_positions, width = h_BTD.shape[1:]
-    with torch.autocast(h_BTD.device.type, enabled=False):  # which would run the product, that is the sum, in bfloat16
+    with torch.autocast(h_BTD.device.type, enabled=False):  # autocast would compute the weighted sum in bfloat16
         mean_square_BT = torch.linalg.vector_norm(h_BTD, dim=-1).square() / width
         weight_BT = torch.rsqrt(mean_square_BT + NORM_EPS) / n_positions
         return torch.bmm(weight_BT[:, None], h_BTD)[:, 0] * g
@@ -56,12 +56,12 @@ def encode(
     Parameters
     ----------
     model : IGPT
-        There is no dropout, so training mode and evaluation mode are the same.
+        There is no dropout, so training and evaluation mode are equivalent.
     tokens_BT : integers (B, T)
         Palette indices in raster order; for an autoregressive model the start token is put in front and the last pixel
         dropped, as in training.
     norm : bool
-        Apply the norm that reads the state next. False keeps the raw residual stream.
+        Apply the norm that reads the state next. False uses the raw residual stream.
     mask_BT : bool (B, T), optional
         BERT only: hidden positions; the paper probes BERT on masked inputs (`objectives.draw_masks`).
     layers : indices k, optional
@@ -74,14 +74,14 @@ def encode(
     mask_BT = None if mask_BT is None else _tensor(mask_BT, "the mask").to(device)
     if mask_BT is not None and (mask_BT.shape != tokens_BT.shape or mask_BT.dtype != torch.bool):
         raise UserError(
-            f"The mask is {mask_BT.dtype} {tuple(mask_BT.shape)}, but bool {tuple(tokens_BT.shape)} is expected: "
+            f"The mask is {mask_BT.dtype} {tuple(mask_BT.shape)}; expected bool {tuple(tokens_BT.shape)}, "
             "True where a pixel is hidden."
         )
     wanted = range(model.L + 1) if layers is None else sorted(layers)
     if not wanted or not 0 <= wanted[0] <= wanted[-1] <= model.L:
         raise UserError(f"layers are {list(wanted)}, but the model has layers 0 to {model.L}; give at least one.")
     if not inference.fits(model):
-        # the range comes first: it ends before a block deeper than the last wanted state is run
+        # `range` comes first in zip, so that no deeper block is run
         states = zip(range(wanted[-1] + 1), model.hidden_states(tokens_BT, mask_BT), strict=False)
         return [pool(model, k, h_BTD, norm) for k, h_BTD in states if k in wanted]
     n_images, n_positions = tokens_BT.shape
@@ -94,14 +94,14 @@ def encode(
             if k in pooled:
                 torch.mean(n_MTD if norm else h_MTD, 1, out=pooled[k][rows])
 
-    # on a CPU: a few images at a time, through buffers that stay in the cache
+    # on a CPU, process a few images at a time in buffers that stay in the cache
     inference.for_each_piece(model, n_images, n_positions, fill)
     return list(pooled.values())
 
 
 def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
     if not is_plain(values):
-        values = torch.as_tensor(plain_array(values, what), device="cpu")  # refuses what no tensor can be made of
+        values = torch.as_tensor(plain_array(values, what), device="cpu")  # raises if it cannot be a tensor
     return values
 
 
@@ -109,11 +109,11 @@ def _check_tokens(tokens_BT: Tensor, n_colours: int) -> None:
     whole = not (tokens_BT.is_floating_point() or tokens_BT.dtype == torch.bool)
     if not whole or tokens_BT.ndim != 2 or not tokens_BT.shape[1]:
         raise UserError(
-            f"Tokens are {tokens_BT.dtype} {tuple(tokens_BT.shape)}, but whole numbers (images, pixels) are expected."
+            f"Tokens are {tokens_BT.dtype} {tuple(tokens_BT.shape)}; expected integers of shape (images, pixels)."
         )
-    if tokens_BT.device.type == "cpu" and len(tokens_BT):  # on a GPU it would be waited for
+    if tokens_BT.device.type == "cpu" and len(tokens_BT):  # on a GPU this would synchronise
         low, high = (int(end) for end in tokens_BT.long().aminmax())
         if not 0 <= low <= high < n_colours:
             raise UserError(
-                f"Tokens run from {low} to {high}, but the model knows {n_colours} colours: 0 to {n_colours - 1}."
+                f"Tokens run from {low} to {high}, but the model has {n_colours} colours, 0 to {n_colours - 1}."
             )

@@ -1,4 +1,4 @@
-"""Identities: the same content gives the same 32 hexadecimal digits on every machine."""
+"""Content hashes of 32 hexadecimal digits, identical on every machine."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Images of any size to squares of P x P pixels, and the random changes that training makes to them.
+"""Transform images of any size to squares of P x P pixels, and augment them for training.
 
 Letters in shapes: B images, P pixels per side.
 """
@@ -15,14 +15,14 @@ from igpt_model.arguments import checked, from_json, plain_array
 from igpt_model.errors import UserError
 from igpt_model.ranges import Range, check_settings
 
-MAX_RESOLUTION = 4096  # 17 million tokens an image
+MAX_RESOLUTION = 4096  # 17 million tokens per image
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's resize kernels. All but `nearest` average over the source pixels when they shrink an image."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Centre crop to a square, then resize; kept in the checkpoint, so that features are taken as training was done.
+    """Centre crop to a square, then resize; stored in the checkpoint, so that features use the same preprocessing.
 
     Parameters
     ----------
@@ -31,10 +31,10 @@ class ImageTransform:
     resize : str
         One of `KERNELS`. The paper does not name its kernel; Hugging Face's processor uses bilinear.
     augment : tuple of str
-        For training only, in this order: "resize_crop:256:384:224" (shorter side to a random length from 256 to 384,
-        a random square of 224, down to P: the paper's ImageNet; needs `SourceImages`), "flip" (left to right, half of
-        the time) and "pad_crop:4" (reflect 4 pixels on each side, crop back at a random place: the paper's CIFAR
-        fine-tuning).
+        For training only, in this order: "resize_crop:256:384:224" (resize the shorter side to a random length from 256
+        to 384, crop a random square of 224, resize it to P, as the paper does for ImageNet; needs `SourceImages`),
+        "flip" (left to right with probability 1/2) and "pad_crop:4" (pad each side by 4 reflected pixels, crop at a
+        random position, as the paper does for fine-tuning on CIFAR).
     """
 
     resolution: int = field(metadata={"range": Range(1, MAX_RESOLUTION)})
@@ -59,7 +59,7 @@ class ImageTransform:
                 "or 'resize_crop:LOW:HIGH:SIDE' with SIDE <= LOW <= HIGH, such as resize_crop:256:384:224."
             )
         if any(name.startswith("resize_crop") for name in self.augment[1:]):
-            raise UserError("resize_crop reads the image before it is prepared, so it must come first, and once.")
+            raise UserError("resize_crop applies to the original image, so give it at most once, and first.")
 
     @property
     def source_crop(self) -> tuple[int, int, int] | None:
@@ -70,7 +70,7 @@ class ImageTransform:
         return low, high, side
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
-        """Return the image as uint8 (P, P, 3). Grey images (H, W) or (H, W, 1) become RGB."""
+        """Return the image as uint8 (P, P, 3). Greyscale images (H, W) or (H, W, 1) become RGB."""
         image = _as_rgb(image_HWC)
         height, width = image.shape[:2]
         side = min(height, width)
@@ -85,9 +85,8 @@ class ImageTransform:
     def random_crop(self, image_HWC: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return uint8 (P, P, 3) of a random square, for "resize_crop".
 
-        The square is resampled once, from its place in the source to P: resizing the image first and cropping then is
-        one step. `draws`, three floats in [0, 1), give the length of the shorter side, the offset from the top and from
-        the left.
+        Resizing and cropping are one step: the square is resampled once, from the source to P. `draws`, three floats in
+        [0, 1), give the length of the shorter side, the offset from the top and the offset from the left.
         """
         assert self.source_crop is not None
         low, high, side = self.source_crop
@@ -96,14 +95,14 @@ class ImageTransform:
         length = low + int(draws[0] * (high - low + 1))
         crop = min(height, width) * side / length
         top, left = draws[1] * (height - crop), draws[2] * (width - crop)
-        # rounding must not push the box over the edge
+        # rounding must not move the box beyond the edge
         return self._resample(image, (left, top, min(left + crop, width), min(top + crop, height)))
 
     def augment_batch(self, images_BPP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change each image of a batch at random.
+        """Augment each image of a batch at random.
 
-        Flips and crops only move pixels, so that token grids (B, P, P) may be given as well as images (B, P, P, 3):
-        encoding before or after gives the same tokens. What is drawn depends on `rng` and B alone.
+        Flips and crops only move pixels, so token grids (B, P, P) are accepted as well as images (B, P, P, 3), with
+        the same result. The random numbers depend only on `rng` and B.
         """
         batch = images_BPP
         for name in self.augment:
@@ -115,7 +114,7 @@ class ImageTransform:
             elif kind == "pad_crop":
                 pad = int(amount)
                 down, right = rng.integers(0, 2 * pad + 1, (2, len(batch)))
-                source = np.pad(np.arange(batch.shape[1]), pad, mode="reflect")  # which row or column is seen there
+                source = np.pad(np.arange(batch.shape[1]), pad, mode="reflect")  # source row or column of each position
                 rows, columns = (source[offset[:, None] + np.arange(batch.shape[1])] for offset in (down, right))
                 batch = batch[np.arange(len(batch))[:, None, None], rows[:, :, None], columns[:, None, :]]
         return batch
@@ -133,10 +132,10 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class SourceImages:
-    """Images of any size, prepared when asked for: what "resize_crop" needs, since it reads them anew at every step.
+    """Images of any size, read on demand, as "resize_crop" needs them at every step.
 
-    Indexing returns them prepared as for evaluation, like an array of prepared images; `read` returns n images, HWC
-    uint8, at an array of indices.
+    Indexing returns images prepared as for evaluation, like an array of prepared images; `read` returns the n images,
+    HWC uint8, at an array of indices.
     """
 
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -150,7 +149,7 @@ class SourceImages:
         return np.stack([self.transform(image) for image in self.read(np.asarray(index))])
 
     def crops(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return random squares (B, P, P, 3); what is drawn depends on `rng` and the number of indices alone."""
+        """Return random squares (B, P, P, 3); the random numbers depend only on `rng` and the number of indices."""
         draws_B3 = rng.random((len(index), 3))
         pairs = zip(self.read(np.asarray(index)), draws_B3, strict=True)
         return np.stack([self.transform.random_crop(image, draws) for image, draws in pairs])
@@ -160,5 +159,5 @@ def _as_rgb(image_HWC: np.ndarray) -> np.ndarray:
     image = plain_array(image_HWC, "an image")
     image = image[:, :, None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-        raise UserError(f"An image must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
+        raise UserError(f"An image is {image.dtype} {image.shape}; expected uint8 (H, W, 3) or (H, W).")
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

@@ -1,10 +1,10 @@
-"""The forward pass on a CPU without gradients: the same numbers as `model.py`, at the speed of the matrix products.
+"""The forward pass on a CPU without gradients, equivalent to `model.py` at the speed of its matrix products.
 
 Letters: M images of a piece, T positions, D width, H heads, E head width, N = M * T rows, R query rows of a strip.
 
-The plain pass loses time by allocating every result anew. Here a few images at a time go through buffers that stay in
-the cache; each thread takes its own images; the activation is computed by the matrix product itself; and of causal
-attention only the keys that a strip of queries may see are computed.
+The plain pass loses time by allocating every result. Here a few images at a time are processed in buffers that stay in
+the cache; each thread processes separate images; the activation is fused into the matrix product; and causal attention
+uses only the keys visible to a strip of queries.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from torch.nn import functional as F  # noqa: N812
 from igpt_model.model import GELU_SLOPE, IGPT, NORM_EPS
 
 PIECE = 1 << 18
-"""Numbers of the residual stream that a thread works on at a time: with the four times as many of the MLP, 5 MB."""
+"""Residual stream values per thread at a time; with the MLP's four times as many they take 5 MB."""
 STRIP = 64
 
 
 def fits(model: IGPT) -> bool:
-    """Return whether this path may be taken: float32 on a CPU, no gradients, no autocast."""
+    """Return whether this path can be used: float32 on a CPU, no gradients, no autocast."""
     weight = model.wte.weight
     return (
         weight.device.type == "cpu"
@@ -35,9 +35,9 @@ def fits(model: IGPT) -> bool:
 
 
 def pieces(model: IGPT, n_images: int, n_positions: int) -> list[slice]:
-    """Return the images that go through the blocks together, almost equally many in each piece.
+    """Return the pieces of images processed together, of almost equal size.
 
-    Pieces depend on the model and the batch, never on the number of threads; their number is even, for two threads.
+    Pieces depend on the model and the batch, not on the number of threads; their number is even, for two threads.
     """
     most = max(1, PIECE // (n_positions * model.config.n_embd))
     count = -(-n_images // most)
@@ -47,9 +47,9 @@ def pieces(model: IGPT, n_images: int, n_positions: int) -> list[slice]:
 
 
 def for_each_piece(model: IGPT, n_images: int, n_positions: int, action: Callable[[slice, "Workspace"], None]) -> None:
-    """Call `action` with every piece, on as many threads as PyTorch uses, each computing with one.
+    """Call `action` with every piece, on as many threads as PyTorch uses, with single-threaded operations.
 
-    The bits of the result are those of one thread, however many there are.
+    The result does not depend on the number of threads, to the bit.
     """
     todo = pieces(model, n_images, n_positions)
     mine = threading.local()
@@ -66,12 +66,12 @@ def for_each_piece(model: IGPT, n_images: int, n_positions: int, action: Callabl
         with ThreadPoolExecutor(n_threads, "igpt", torch.set_num_threads, (1,)) as threads:
             list(threads.map(run, todo))
     finally:
-        # PyTorch keeps the number for each thread, but threads that have not asked yet are given the last one set
+        # PyTorch's number of threads is per thread, but new threads start with the last number set
         torch.set_num_threads(n_threads)
 
 
 class Workspace:
-    """Buffers for pieces of one size, used again for every block and every piece."""
+    """Buffers for pieces of one size, reused for every block and piece."""
 
     def __init__(self, model: IGPT, n_images: int, n_positions: int) -> None:
         c = model.config
@@ -114,9 +114,9 @@ class Workspace:
 def states_in_place(
     model: IGPT, tokens_MT: Tensor, mask_MT: Tensor | None, work: Workspace
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the L + 1 residual states (M, T, D), each with itself after the norm that reads it next.
+    """Yield the L + 1 residual states (M, T, D), each with its normalised version for the next layer.
 
-    Both are overwritten when the next pair is asked for.
+    Both are overwritten when the next pair is requested.
     """
     h_MTD = model.embed(tokens_MT, mask_MT).contiguous()
     h_ND = h_MTD.view(-1, h_MTD.shape[-1])
@@ -126,7 +126,7 @@ def states_in_place(
         yield h_MTD, normed_ND.view_as(h_MTD)
         mixed_ND = work.attend(_product(normed_ND, attn.c_attn.weight, attn.c_attn.bias))
         h_ND += _product(mixed_ND, attn.c_proj.weight, attn.c_proj.bias)
-        # x sigmoid(s x) = silu(s x) / s, the slope s taken into the gain before and the sum after
+        # x sigmoid(s x) = silu(s x) / s, with s folded into the gain before and the sum after
         normed_ND, bias = work.normalise(h_ND, block.ln_2.g * GELU_SLOPE), mlp.c_fc.bias
         hidden_N4D = _product(normed_ND, mlp.c_fc.weight, None if bias is None else bias * GELU_SLOPE, silu=True)
         h_ND.add_(_product(hidden_N4D, mlp.c_proj.weight), alpha=1 / GELU_SLOPE)
@@ -136,13 +136,13 @@ def states_in_place(
 
 
 def has_onednn() -> bool:
-    """Return whether this PyTorch has oneDNN's linear layer, meant for compiled models, and oneDNN is enabled."""
+    """Return whether oneDNN is enabled and this PyTorch has its linear layer (for compiled models)."""
     mkldnn = torch.backends.mkldnn
     return mkldnn.is_available() and bool(mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _product(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:
-    """x W' + b, or silu of it: by oneDNN, which at these sizes is faster than the BLAS behind `F.linear`."""
+    """x W' + b, or silu of it, by oneDNN, which is faster at these sizes than the BLAS of `F.linear`."""
     if has_onednn():
         return torch.ops.mkldnn._linear_pointwise(x_ND, weight, bias, "swish" if silu else "none", [], "")
     y = F.linear(x_ND, weight, bias)

@@ -1,7 +1,7 @@
-"""Locks between processes: the operating system's (flock), which lets go of a lock when its holder dies.
+"""Locks between processes by flock, which the operating system releases when the holder dies.
 
-The lock file also says who holds it (process, host, start time), for the message that a second process gets. What an
-ended process left in it is no lock: the file is taken over.
+The lock file also names its holder (process, host, start time), for the error message of a second process. A lock file
+left by a finished process is reused.
 """
 
 import errno
@@ -26,12 +26,12 @@ _HOLDER = {"pid": Int(1), "host": Text(256), "started": Text(64)}
 
 @contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
-    """Hold a run folder for as long as a run writes into it.
+    """Lock a run folder while a run writes into it.
 
     Raises
     ------
     UserError
-        Another process holds it (the message says which one), or the folder cannot be written.
+        Another process has the lock (the message says which one), or the folder cannot be written.
     """
     folder = Path(folder)
     try:
@@ -51,14 +51,14 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # a full disk must not hide what ended the run
+            # a full disk must not hide the error that ended the run
             os.ftruncate(descriptor, 0)
     finally:
         _release(descriptor)
 
 
 def open_lock_file(path: Path) -> int:
-    """Open, or make, a lock file; a link of either kind, a folder or a pipe in its place is refused.
+    """Open or create a lock file; raises for a link of either kind, a folder or a pipe.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def open_lock_file(path: Path) -> int:
     """
     other = UserError(f"{path} must be a regular file of probekit's, and it is something else: remove it.")
     try:
-        # O_NONBLOCK and O_NOFOLLOW: nothing is waited for, and no file elsewhere is opened for writing
+        # O_NONBLOCK and O_NOFOLLOW: never block, and never open a file elsewhere for writing
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
@@ -79,20 +79,20 @@ def open_lock_file(path: Path) -> int:
         return descriptor
     os.close(descriptor)
     if found.st_nlink > 1:
-        raise UserError(f"{path} has another name too (a hard link), and both would change: put a copy in its place.")
+        raise UserError(f"{path} has a second name (a hard link), which would change too; replace it with a copy.")
     raise other
 
 
 @contextmanager
 def file_lock(path: Path, wait: float = WAIT_SECONDS) -> Iterator[bool]:
-    """Hold the lock of a file while the body runs.
+    """Lock a file while the body runs.
 
-    Gives True; where `wait` is 0 and another opening of the file holds it, False.
+    Yields True, or False if `wait` is 0 and the file is already locked.
 
     Raises
     ------
     UserError
-        In the lock's place is no regular file, or another process, perhaps a stopped one, holds it for `wait` seconds.
+        `path` is not a regular file, or another process, perhaps a stopped one, keeps the lock for `wait` seconds.
     """
     descriptor = open_lock_file(path)
     try:
@@ -100,14 +100,16 @@ def file_lock(path: Path, wait: float = WAIT_SECONDS) -> Iterator[bool]:
         while not (held := try_lock(descriptor)) and time.monotonic() < until:
             time.sleep(0.01)
         if wait and not held:
-            raise UserError(f"{path} is held by another process (a stopped one?): end it, and run the command again.")
+            raise UserError(
+                f"{path} is locked by another process (perhaps a stopped one); end it, and run the command again."
+            )
         yield held
     finally:
         _release(descriptor)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file if no other opening of it holds it."""
+    """Lock an open file unless it is already locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -116,7 +118,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def _release(descriptor: int) -> None:
-    """Close a lock's file; closing alone leaves the lock to forked processes that still have it open."""
+    """Unlock and close a lock file; closing alone would keep the lock in forked processes."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""The iGPT transformer, numerically that of the released TensorFlow code.
+"""The iGPT transformer, numerically equivalent to the released TensorFlow code.
 
 Letters: B images, T positions, D width, H heads, E = D / H head width, V palette colours.
 
@@ -24,23 +24,23 @@ GELU_SLOPE = 1.702
 
 
 class Linear(nn.Linear):
-    """A linear layer without PyTorch's own initialisation: `IGPT` draws every weight, from its seed alone."""
+    """A linear layer without PyTorch's initialisation, because `IGPT` draws every weight from its seed."""
 
     def reset_parameters(self) -> None:
-        """Draw nothing (and leave the global random state alone); biases start at zero."""
+        """Set biases to zero without using the global random state."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
-    """A table of vectors without PyTorch's own initialisation."""
+    """An embedding without PyTorch's initialisation."""
 
     def reset_parameters(self) -> None:
-        """Draw nothing (and leave the global random state alone)."""
+        """Do nothing, and do not use the global random state."""
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-5) * g: what the released code calls `norm`; no mean is subtracted."""
+    """x / sqrt(mean(x^2) + 1e-5) * g, as `norm` in the released code, without subtracting a mean."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def project(self, mixed_BHTE: Tensor) -> Tensor:
-        """Join the heads and apply the output matrix: (B, T, D)."""
+        """Concatenate the heads and apply the output matrix: (B, T, D)."""
         return self.c_proj(mixed_BHTE.transpose(1, 2).flatten(2))
 
     def forward(self, n_BTD: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Block(nn.Module):
 
 
 class IGPT(nn.Module):
-    """iGPT (Chen et al. 2020, section 2.2), weights drawn as the released code draws them, from `seed` alone.
+    """iGPT (Chen et al. 2020, section 2.2), with weights initialised as in the released code, from `seed` only.
 
     Parameters
     ----------
@@ -141,21 +141,21 @@ class IGPT(nn.Module):
     @classmethod
     @checked
     def from_state(cls, config: ModelConfig, state: Mapping[str, Tensor], source: str = "The state") -> "IGPT":
-        """Build a model of these weights, copied to float32, without drawing any of its own first."""
+        """Build a model from these weights, copied to float32, without initialising random ones."""
         with torch.device("meta"):
             model = cls(config)
         expected = {name: value.shape for name, value in model.state_dict().items()}
         wrong = sorted(set(expected) ^ set(state)) or [name for name in expected if expected[name] != state[name].shape]
         if wrong:
             raise UserError(
-                f"{source} does not fit {config}: missing, unknown or of another shape are {', '.join(wrong[:6])}."
+                f"{source} does not match {config}; missing, unknown or of the wrong shape: {', '.join(wrong[:6])}."
             )
         copied = {
             name: torch.empty(value.shape, dtype=torch.float32, device=value.device).copy_(value)
             for name, value in state.items()
         }
         if bad := [name for name, value in copied.items() if not (value.is_meta or torch.isfinite(value).all())]:
-            raise UserError(f"{source} has weights that are not finite, or not in float32, in {', '.join(bad[:6])}.")
+            raise UserError(f"{source} has weights that are not finite in float32 in {', '.join(bad[:6])}.")
         model.load_state_dict(copied, assign=True)
         return model
 
@@ -190,22 +190,20 @@ class IGPT(nn.Module):
     def embed(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Return the input of the first block, (B, T, D).
 
-        Autoregressive: the start vector, then all pixels but the last. BERT: every pixel, those under the mask with
-        their content (not their position) zeroed.
+        Autoregressive: the start vector, then all pixels but the last. BERT: every pixel, with the token embedding (not
+        the position embedding) of masked pixels set to zero.
         """
         if not isinstance(tokens_BT, Tensor) or tokens_BT.ndim != 2 or tokens_BT.layout != torch.strided:
-            raise UserError("tokens_BT must be a dense tensor of token indices, (images, pixels).")
+            raise UserError("tokens_BT is not a dense tensor; give token indices of shape (images, pixels).")
         n_positions = tokens_BT.shape[1]
         if n_positions > self.config.n_positions:
             raise UserError(
-                f"The images have {n_positions} pixels, but the model has {self.config.n_positions} positions: "
+                f"The images have {n_positions} pixels, but the model has {self.config.n_positions} positions; "
                 "resize the images to the model's resolution."
             )
         if self.config.causal:
             if mask_BT is not None:
-                raise UserError(
-                    "A mask was given to an autoregressive model: only BERT models (causal=False) take one."
-                )
+                raise UserError("A mask was given to an autoregressive model; only BERT models (causal=False) use one.")
             content = self.wte(tokens_BT[:, :-1].long())
             content = torch.cat([self.sos.to(content.dtype).expand(len(tokens_BT), 1, -1), content], dim=1)
         else:
@@ -217,7 +215,7 @@ class IGPT(nn.Module):
     def hidden_states(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the L + 1 raw residual states, each (B, T, D): the embedding, then the state after each block.
 
-        Only the state just yielded is alive; `igpt_model.features` defines "layer k".
+        Only the last yielded state is kept in memory; `igpt_model.features` defines "layer k".
         """
         h_BTD = self.embed(tokens_BT, mask_BT)
         yield h_BTD
@@ -235,7 +233,7 @@ class IGPT(nn.Module):
         return last_BTD
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        """Return the float32 logits (..., V) of a last residual state (..., D)."""
+        """Return the float32 logits (..., V) for a last residual state (..., D)."""
         return self.head(self.ln_f(h_BTD)).float()
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:

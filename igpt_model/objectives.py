@@ -14,34 +14,34 @@ from igpt_model.model import IGPT
 
 
 def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """Return the loss of the model's own objective from its last residual state, for callers that have it.
+    """Return the pre-training loss of the model from its last residual state, for callers that have it.
 
     Autoregressive: the mean negative log-likelihood of every pixel given those before it (paper, section 2.1). BERT:
-    that of the masked pixels, the mean over an image's, then over images; only they pass the output matrix.
+    that of the masked pixels, averaged over each image and then over images; logits are computed only for these.
     """
     if mask_BT is None:
         return F.cross_entropy(model.logits(h_BTD).flatten(0, 1), tokens_BT.long().flatten())
-    # int64 before the mask: PyTorch 2.9 cannot index uint16
+    # convert to int64 before masking, because PyTorch 2.9 cannot index uint16
     nll_M = F.cross_entropy(model.logits(h_BTD[mask_BT]), tokens_BT.long()[mask_BT], reduction="none")
     share_B1 = 1 / (mask_BT.sum(1, keepdim=True).clamp(min=1) * len(mask_BT))
     return (nll_M * share_B1.expand_as(mask_BT)[mask_BT]).sum()
 
 
 def loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """Return the loss of the model's own objective; a BERT model needs `mask_BT`."""
+    """Return the pre-training loss of the model; a BERT model needs `mask_BT`."""
     if mask_BT is None and not model.config.causal:
-        raise UserError("A BERT model was given no mask: draw one with igpt_model.objectives.draw_masks.")
+        raise UserError("A BERT model needs a mask; draw one with igpt_model.objectives.draw_masks.")
     return loss_of_state(model, model.last_state(tokens_BT, mask_BT), tokens_BT, mask_BT)
 
 
 def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> Tensor:
-    """Draw a mask a row: each position hidden with probability `prob` on its own, at least one position hidden.
+    """Draw one mask per row: each position is hidden independently with probability `prob`, but at least one is.
 
     Parameters
     ----------
     keys_B : integers (B,) or (B, K)
-        What a row's mask depends on beside the seed: its row id, or (step, index) while training. Neither the other
-        rows nor the order of calls matter.
+        Key of each row, which with the seed determines its mask: the row id, or (step, index) in training. A mask does
+        not depend on the other rows or the order of calls.
     n_positions : int
     prob : float
     seed : int
@@ -49,12 +49,10 @@ def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> T
     Returns
     -------
     bool tensor (B, n_positions)
-        A row that comes out empty is drawn again, so the law is the independent one given that it is not empty.
+        An empty row is drawn again, so the distribution is the independent one conditional on not being empty.
     """
     if not 0 < prob <= 1 or n_positions < 1:
-        raise UserError(
-            f"Masks of {n_positions} positions at probability {prob} cannot be drawn: take T >= 1, 0 < p <= 1."
-        )
+        raise UserError(f"n_positions is {n_positions} and prob is {prob}; give n_positions >= 1 and 0 < prob <= 1.")
     keys_BK = np.asarray(keys_B, dtype=np.int64).view(np.uint64)
     if keys_BK.ndim == 1:
         keys_BK = keys_BK[:, None]
@@ -82,13 +80,13 @@ def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.
     predicted_MN : integers (M, N)
         Class of every image under every mask.
     keys_N : integers (N,)
-        Row ids: the result for a row depends neither on other rows nor on their order.
+        Row ids; the result for a row does not depend on other rows or their order.
     """
     predicted_MN, keys_N = np.asarray(predicted_MN), np.asarray(keys_N, dtype=np.int64)
     if predicted_MN.ndim != 2 or predicted_MN.shape[1:] != keys_N.shape or len(predicted_MN) == 0:
         raise UserError(
-            f"Predictions {predicted_MN.shape} and row ids {keys_N.shape} were given, but (masks, images) and "
-            "(images,) are needed."
+            f"Predictions have shape {predicted_MN.shape} and row ids {keys_N.shape}; give (masks, images) and "
+            "(images,)."
         )
     classes = np.unique(predicted_MN)
     votes_NK = (predicted_MN[:, :, None] == classes).sum(0)
@@ -104,7 +102,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    # one step of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits, so distinct keys stay distinct
+    # one step of SplitMix64 (Steele, Lea, Flood 2014), a bijection of 64 bits that keeps distinct keys distinct
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,7 +1,7 @@
-"""The palette: RGB pixels to tokens and back. The only place that knows how pixels are scaled.
+"""The palette converts RGB pixels to tokens and back; pixels are scaled only here.
 
-Pixels live in [-1, 1] (`x / 127.5 - 1`); a pixel's token is its nearest centre by squared distance, as in the released
-code (FACTS trap 8). Letters in shapes: B images, P pixels per side, T = P*P tokens, V colours, N pixels.
+Pixels are scaled to [-1, 1] (`x / 127.5 - 1`); a pixel's token is its nearest centre by squared distance, as in the
+released code. Letters in shapes: B images, P pixels per side, T = P*P tokens, V colours, N pixels.
 """
 
 from pathlib import Path
@@ -15,10 +15,10 @@ from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 from igpt_model.whole_files import load_npy
 
-_SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
-_EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that images touch
-_UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
-_AT_ONCE = 1 << 17  # pixels between whose addresses and look-ups nothing else passes through the cache
+_SAMPLE = 1 << 17  # pixels for k-means; on CIFAR-10 twice or half as many change the error by 1 %, as the seed does
+_EDGE = 16  # the table of all 2^24 colours is filled on demand in cubes of 16 x 16 x 16
+_UNKNOWN = 65535  # marks unfilled entries of the table; also the last index of the largest possible palette
+_AT_ONCE = 1 << 17  # pixels per block, so that their table addresses stay in the cache until they are used
 
 
 def to_unit(colours: np.ndarray) -> np.ndarray:
@@ -27,7 +27,7 @@ def to_unit(colours: np.ndarray) -> np.ndarray:
 
 
 class Palette:
-    """V colours; encodes images to tokens exactly and decodes tokens to images.
+    """A palette of V colours; encodes images to tokens exactly and decodes tokens to images.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class Palette:
     def __init__(self, centres_V3: Any) -> None:
         centres = plain_array(centres_V3, "the centres of a palette").astype(np.float32)
         if centres.ndim != 2 or centres.shape[1] != 3 or not 1 <= len(centres) <= 1 << 16:
-            raise UserError(f"A palette needs centres of shape (V, 3) with 1 <= V <= 65536, not {centres.shape}.")
+            raise UserError(f"The centres have shape {centres.shape}; a palette needs (V, 3) with 1 <= V <= 65536.")
         if not np.isfinite(centres).all() or np.abs(centres).max() > 1.001:
-            raise UserError("Palette centres must be finite and within [-1, 1]: scale RGB values by x / 127.5 - 1.")
+            raise UserError("Palette centres must be finite and within [-1, 1]; scale RGB values by x / 127.5 - 1.")
         centres.setflags(write=False)
         self.centres_V3 = centres
         self._table: np.ndarray | None = None
@@ -59,12 +59,12 @@ class Palette:
         return hash(self.hash)
 
     def __getstate__(self) -> dict[str, Any]:
-        # the table is 32 MB and rebuilt on demand: workers get the centres alone
+        # only the centres are pickled; the table has 32 MB and is rebuilt on demand
         return {"centres_V3": self.centres_V3, "_table": None, "_filled": None}
 
     @property
     def hash(self) -> str:
-        """Identity of the palette: 32 hexadecimal digits over the centres."""
+        """Hash of the centres, 32 hexadecimal digits."""
         return hash_arrays({"centres": self.centres_V3})
 
     @classmethod
@@ -72,8 +72,8 @@ class Palette:
     def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
         """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations; scikit-learn).
 
-        Images with at most `n_colours` distinct colours get exactly those (fewer than `n_colours` are topped up with
-        unused copies of the last colour, which no pixel is ever given, so that the palette's size is as asked).
+        Images with at most `n_colours` distinct colours get exactly those colours; if there are fewer, the palette is
+        padded with copies of the last colour, which no pixel is assigned to.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class Palette:
         n_colours : int
             Number of colours V; 512 is the paper's 9 bits.
         sample : int
-            Pixels drawn, without replacement, when there are more. The paper does not state its own number.
+            Number of pixels drawn without replacement, if there are more. The paper does not state its number.
 
         Returns
         -------
@@ -89,7 +89,7 @@ class Palette:
             Colours sorted from dark to bright.
         """
         if not 1 <= n_colours <= 1 << 16:
-            raise UserError(f"A palette of {n_colours} colours was requested; give a number from 1 to 65536.")
+            raise UserError(f"n_colours is {n_colours}; give a number from 1 to 65536.")
         packed, counts = _count_colours(images, n_colours, seed, sample)
         colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], 1).astype(np.uint8)
         if len(colours) <= n_colours:
@@ -100,7 +100,7 @@ class Palette:
             from threadpoolctl import threadpool_limits
 
             state = int(np.random.default_rng([seed, 512]).integers(2**32))
-            with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
+            with threadpool_limits(1):  # several threads would add their parts in varying order
                 kmeans = KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
                 centres_V3 = kmeans.fit(to_unit(colours), None, counts).cluster_centers_
         order = np.argsort(centres_V3.sum(1), kind="stable")
@@ -109,13 +109,13 @@ class Palette:
     @classmethod
     @checked
     def rgb_grid(cls, n: int) -> "Palette":
-        """Return a fixed palette of n colours, evenly spread: for models that have seen no images.
+        """Return a fixed palette of n evenly spread colours, for models without training images.
 
-        Cubes of integers (8, 27, 64, 512, ...) give the regular grid; other n a Weyl sequence with irrational
+        If n is a cube (8, 27, 64, 512, ...) it is the regular grid, otherwise a Weyl sequence with irrational
         steps.
         """
         if not 1 <= n <= 1 << 16:
-            raise UserError(f"A palette of {n} colours was requested; give a number from 1 to 65536.")
+            raise UserError(f"n is {n}; give a number of colours from 1 to 65536.")
         side = round(n ** (1 / 3))
         if side**3 == n:
             axis = np.linspace(-1, 1, side) if side > 1 else np.zeros(1)
@@ -126,10 +126,10 @@ class Palette:
 
     @checked
     def encode(self, images_BHW3: Any) -> np.ndarray:
-        """Give each pixel the index of its nearest colour; ties go to the lowest index.
+        """Map each pixel to the index of its nearest colour; ties go to the lowest index.
 
-        Distances are float64 sums of squares in [-1, 1] space, looked up in a table over all 2^24 colours that is
-        filled as colours turn up, so that the answer never depends on the batch.
+        Distances are float64 sums of squares in [-1, 1], cached in a table over all 2^24 colours that is filled on
+        demand, so the result does not depend on the batch.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class Palette:
         """
         images = plain_array(images_BHW3, "images")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UserError(f"Images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
+            raise UserError(f"The images are {images.dtype} {images.shape}; expected uint8 (B, H, W, 3).")
         if self._table is None or self._filled is None:
             self._table = np.full((256, 256, 256), _UNKNOWN, np.uint16)
             self._filled = np.zeros((256 // _EDGE,) * 3, bool)
@@ -151,7 +151,7 @@ class Palette:
         for start in range(0, len(flat), _AT_ONCE):
             found = flat[start : start + _AT_ONCE]
             address = _address(pixels_N3[start : start + _AT_ONCE], places[: len(found)])
-            # no address is out of range; "wrap" spares NumPy the copy it makes to be able to refuse one
+            # all addresses are in range; "wrap" avoids the copy that NumPy makes to check them
             np.take(table, address, out=found, mode="wrap")
             if found.max() == _UNKNOWN:
                 unknown = np.flatnonzero(found == _UNKNOWN)
@@ -160,7 +160,7 @@ class Palette:
         return tokens
 
     def _fill(self, address: np.ndarray) -> None:
-        """Fill the cubes that hold these colours."""
+        """Fill the cubes that contain these colours."""
         assert self._table is not None
         assert self._filled is not None
         touched = np.zeros_like(self._filled)
@@ -176,7 +176,7 @@ class Palette:
             nearest.fill(np.inf)
             for token, b_B, rg_GR in zip(index, b, red_and_green, strict=True):
                 distance = rg_GR + b_B[:, None, None]
-                # strictly nearer: a tie stays with the lower index
+                # strictly nearer, so that ties keep the lower index
                 np.copyto(tokens, token, where=distance < nearest, casting="unsafe")
                 np.minimum(nearest, distance, out=nearest)
             places = tuple(slice(at * _EDGE, (at + 1) * _EDGE) for at in (blue, green, red))
@@ -199,12 +199,12 @@ class Palette:
         """
         tokens = plain_array(tokens_BT, "tokens")
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-            raise UserError(f"Tokens must be whole numbers (B, T), not {tokens.dtype} {tokens.shape}.")
+            raise UserError(f"The tokens are {tokens.dtype} {tokens.shape}; expected integers of shape (B, T).")
         side = resolution or round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
             raise UserError(f"{tokens.shape[1]} tokens do not make a square image of {side} pixels per side.")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
-            raise UserError(f"Tokens run from {tokens.min()} to {tokens.max()}; this palette has {len(self)} colours.")
+            raise UserError(f"Tokens run from {tokens.min()} to {tokens.max()}; the palette has {len(self)} colours.")
         colours = np.clip(np.rint(127.5 * (self.centres_V3.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
         return colours[tokens].reshape(len(tokens), side, side, 3)
 
@@ -222,7 +222,7 @@ class Palette:
         from safetensors.numpy import load_file
 
         if not Path(path).is_file():
-            raise UserError(f"There is no palette at {path}.")
+            raise UserError(f"{path} does not exist; give the path of a palette.")
         if Path(path).suffix == ".npy":
             return cls(load_npy(path))
         try:
@@ -233,9 +233,9 @@ class Palette:
 
 
 def _candidates(centres_3V: np.ndarray, corner: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the centres that may be nearest to some colour of a cube, and these centres (3, n).
+    """Return the indices of the centres that may be nearest to a colour in a cube, and these centres (3, n).
 
-    A centre that is farther from the cube's nearest point than another is from its farthest point can never win.
+    A centre is excluded if its smallest distance to the cube exceeds the largest distance of another centre.
     """
     low = centres_3V - to_unit(corner)[:, None]
     high = centres_3V - to_unit(corner + edge - 1)[:, None]
@@ -246,9 +246,9 @@ def _candidates(centres_3V: np.ndarray, corner: np.ndarray, edge: int) -> tuple[
 
 
 def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
-    """Fill `address`, intp (N,), with each colour's place in the table: red in the low byte, then green, then blue."""
+    """Fill `address`, intp (N,), with each colour's index in the table: red in the low byte, then green, then blue."""
     before_last = address[:-1]
-    # the four bytes from a pixel's red on, whose highest is the next pixel's red
+    # the four bytes from a pixel's red, of which the highest is the next pixel's red
     before_last[:] = np.ndarray(len(before_last), "<u4", np.ascontiguousarray(pixels_N3), strides=(3,))
     before_last &= 0xFFFFFF
     red, green, blue = pixels_N3[-1].tolist()
@@ -257,10 +257,10 @@ def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
 
 
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct colours (packed RGB) and how often each occurs: in all images if they are few, else in the sample."""
+    """Distinct colours (packed RGB) and their counts, in all images if there are few colours, else in the sample."""
     rng = np.random.default_rng([seed, 511])
     if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
-        raise UserError(f"A palette is fitted to uint8 RGB images, not to what is of type {type(images).__name__}.")
+        raise UserError(f"images is of type {type(images).__name__}; give an array of uint8 RGB images.")
     several = [images] if isinstance(images, np.ndarray) else images
     given = [plain_array(image, "an image of a palette") for image in several]
     if not given or any(image.dtype != np.uint8 or image.shape[-1:] != (3,) for image in given):

@@ -1,4 +1,4 @@
-"""Processes that work together: their numbers, and the torch.distributed group that they join once, for all devices."""
+"""Cooperating processes: their ranks, and the torch.distributed group that they join once for all devices."""
 
 import atexit
 import gc
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, number `rank` of the `size` processes of a run, which computes on `device`.
+    """This process, with number `rank` among the `size` processes of a run, and its `device`.
 
-    `parallel` says how they train one model: "none", "ddp" or "fsdp".
+    `parallel` is how they train one model: "none", "ddp" or "fsdp".
     """
 
     rank: int = 0
@@ -31,15 +31,15 @@ class Ranks:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
-            raise ValueError(f"Rank {self.rank} of {self.size} processes does not exist; ranks count from 0.")
+            raise ValueError(f"rank is {self.rank}; give 0 to {self.size - 1} for {self.size} processes.")
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes what is written once."""
+        """Whether this is rank 0, which writes shared files."""
         return self.rank == 0
 
     def part(self, start: int, stop: int) -> slice:
-        """Return this rank's share of the rows start to stop - 1: a contiguous one, sizes at most one apart."""
+        """Return this rank's contiguous part of the rows start to stop - 1; sizes differ by at most one."""
         n = stop - start
         return slice(start + n * self.rank // self.size, start + n * (self.rank + 1) // self.size)
 
@@ -63,7 +63,7 @@ class Ranks:
         return values
 
     def once(self, make: Callable[[], T]) -> T:
-        """Let rank 0 call `make`; every rank gets its result, or raises its `UserError` or `OSError`."""
+        """Call `make` on rank 0; every rank returns its result, or raises its `UserError` or `OSError`."""
         if self.size == 1:
             return make()
         outcome: list[Any] = [None, None]
@@ -78,51 +78,51 @@ class Ranks:
         return outcome[0]
 
     def wait(self) -> None:
-        """Wait until every rank has come here, by gloo: a barrier would take NCCL where both are there."""
+        """Wait for all ranks by gloo; `barrier` would use NCCL if the group has both."""
         if self.size > 1:
             join_group(torch.device("cpu"))
             dist.all_reduce(torch.zeros(1))
 
 
 def current_ranks() -> Ranks:
-    """Return the rank in the group of torch.distributed if there is one, else torchrun's, else that of one process."""
+    """Return the rank from torch.distributed if initialised, else from torchrun, else that of a single process."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks(*launched())
 
 
 def launched() -> tuple[int, int]:
-    """Return this process's rank and the number of processes, as torchrun sets them; (0, 1) without these.
+    """Return this process's rank and the number of processes as set by torchrun; (0, 1) without torchrun.
 
     Raises
     ------
     UserError
-        RANK or WORLD_SIZE is no number that torchrun sets.
+        RANK or WORLD_SIZE is not a valid number.
     """
     rank, size = (os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not (re.fullmatch("[0-9]{1,7}", rank) and re.fullmatch("[0-9]{1,7}", size) and int(rank) < int(size)):
-        raise UserError(f"The environment says RANK={rank!r} and WORLD_SIZE={size!r}; unset them, or use torchrun.")
+        raise UserError(f"The environment has RANK={rank!r} and WORLD_SIZE={size!r}; unset them, or use torchrun.")
     return int(rank), int(size)
 
 
 def join_group(device: torch.device) -> None:
-    """Join the group, if this process is in none yet; with a GPU, one whose tensors it can reduce.
+    """Join the process group, unless this process has already joined one.
 
-    Where there are GPUs the group has NCCL beside gloo, whatever `device` is: a group cannot be opened twice, and a
-    later call may be about GPU tensors. Objects and CPU tensors go by gloo.
+    If there are GPUs the group has NCCL in addition to gloo, regardless of `device`, because a group cannot be opened
+    twice and a later call may use GPU tensors. Objects and CPU tensors use gloo.
 
     Raises
     ------
     UserError
-        The group was opened without NCCL but the device is a GPU, or the processes' GPUs are of different models:
-        their sums and factorisations differ in last bits, on which the processes would decide differently.
+        The group was opened without NCCL but the device is a GPU, or the processes have GPUs of different models, whose
+        rounding differs, so that the processes would make different decisions.
     """
     gpu = device.type == "cuda"
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
-        except ValueError as error:  # MASTER_ADDR is not set, or is nonsense
+        except ValueError as error:  # MASTER_ADDR is missing or invalid
             raise UserError(
                 f"The processes cannot be joined ({first_line(error)}); start them with torchrun."
             ) from None
@@ -130,7 +130,7 @@ def join_group(device: torch.device) -> None:
     if gpu:
         if "nccl" not in dist.get_backend_config():
             raise UserError(
-                f"The process group reduces tensors by {dist.get_backend_config()} only, but the device is {device}; "
+                f"The process group has only backend {dist.get_backend_config()}, but the device is {device}; "
                 "open it with init_process_group('cpu:gloo,cuda:nccl'), or not at all."
             )
         models: list[str] = [""] * dist.get_world_size()
@@ -143,7 +143,7 @@ def join_group(device: torch.device) -> None:
 
 
 def _leave() -> None:
-    """Close the group; a model that is garbage but still holds it goes first, or the process may abort at its end."""
+    """Close the group after collecting unreachable models that use it, or the process may abort at exit."""
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()

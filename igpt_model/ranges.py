@@ -1,4 +1,4 @@
-"""Numbers with bounds: a setting's field or a command's flag says its range once, and every value is checked by it."""
+"""Ranges of numbers, declared once for a field of settings or a flag of a command, and checked for every value."""
 
 import math
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from igpt_model.arguments import check_fields
 from igpt_model.errors import UserError
 
 LARGE = 1_000_000_000
-"""The largest count (steps, images, rows) that is taken."""
+"""The largest accepted count (steps, images, rows)."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `least` to `most`, both included; `above` and `below` leave the end itself out."""
+    """The numbers from `least` to `most`, inclusive; `above` and `below` exclude the respective end."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -22,7 +22,7 @@ class Range:
     below: bool = False
 
     def __contains__(self, value: Any) -> bool:
-        # a comparison with NaN is false, so that NaN is in no range; infinity is in none either
+        # NaN compares false, so it is not in any range, and neither is infinity
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
         return bool(low and high and value not in (math.inf, -math.inf))
@@ -42,7 +42,7 @@ class Range:
 
 COUNT = Range(1, LARGE)
 COUNT_OR_NONE = Range(0, LARGE)
-"""A count of which 0 means "none" or "the usual"."""
+"""A count, where 0 means "none" or "the default"."""
 SEED = Range(0, 2**32 - 1)
 POSITIVE = Range(0, 1e15, above=True)
 NOT_NEGATIVE = Range(0, 1e15)
@@ -57,21 +57,21 @@ SEEDS = Range(1, 10_000)
 INCHES = Range(2, 40)
 """A side of a figure."""
 POINTS = Range(4, 40)
-"""Size of ordinary type in a figure."""
+"""Font size in a figure."""
 
 
 def option(default: Any, help: str, group: str | None = None, allowed: Range | None = None) -> Any:
-    """Return a dataclass field with its default, the help text and group that the command line shows, and its range."""
+    """Return a dataclass field with its default, its help text and group on the command line, and its range."""
     return field(default=default, metadata={"help": help, "group": group, "range": allowed})
 
 
 def check_settings(settings: Any) -> None:
-    """Check every field of a dataclass: closed lists by their `Literal` types, numbers by their ranges.
+    """Check every field of a dataclass: choices by their `Literal` types, numbers by their ranges.
 
     Raises
     ------
     UserError
-        It names the setting, the value and what is allowed.
+        The message names the setting, the value and what is allowed.
     """
     check_fields(settings)
     for name, hint in get_type_hints(type(settings)).items():
@@ -83,12 +83,12 @@ def check_settings(settings: Any) -> None:
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:
-    """Refuse a number, or one of several, that is not in the range; None passes.
+    """Raise for a number, or one of several, that is not in the range; None is accepted.
 
     Raises
     ------
     UserError
-        It names the setting, the value and the range.
+        The message names the setting, the value and the range.
     """
     if isinstance(value, Iterable) and not isinstance(value, str):
         for one in value:
@@ -98,7 +98,7 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
 
 
 def check_at_least(**numbers: tuple[int | None, int]) -> None:
-    """Refuse, by its name, a number below its least one or absurdly large: `check_at_least(limit=(limit, 1))`."""
+    """Raise for a number below its minimum or absurdly large: `check_at_least(limit=(limit, 1))`."""
     for name, (number, least) in numbers.items():
         if number is not None and number < least:
             raise UserError(f"{name} is {number}; expected at least {least}.")
@@ -107,6 +107,6 @@ def check_at_least(**numbers: tuple[int | None, int]) -> None:
 
 def _plain(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        # str() itself refuses integers of more than some thousand digits
+        # str() raises for integers of more than a few thousand digits
         return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
     return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -1,4 +1,4 @@
-"""Reading the next while the caller works on this one: batches of a run, rows of a file."""
+"""Read the next item (a batch of a run, rows of a file) while the caller uses the current one."""
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], T], ahead: bool = True) -> Generator[T]:
-    """Yield `read(item)` of every item, in order; with `ahead`, a thread reads the next one meanwhile.
+    """Yield `read(item)` for every item in order; with `ahead`, a thread reads the next one in the meantime.
 
-    An error is raised when the turn of its item comes.
+    An error is raised when its item is due.
     """
     if not ahead:
         yield from map(read, items)

@@ -1,4 +1,4 @@
-"""Drawing images pixel by pixel, with the keys and values of earlier pixels kept.
+"""Sample images pixel by pixel, with a cache of keys and values.
 
 Letters: N images, T positions, H heads, E head width, D width, V palette colours.
 """
@@ -12,7 +12,7 @@ from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
 
-CACHE_BYTES = 2 << 30  # a cache that is assumed to fit into any machine's memory, see `images_at_once`
+CACHE_BYTES = 2 << 30  # cache size that is assumed to fit in any machine's memory, see `images_at_once`
 
 _DRAWS = 5  # a stream of randomness of its own under one seed
 
@@ -28,9 +28,9 @@ class Cache:
 
 
 def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
-    """Run the next S positions through the model and keep their keys and values; return the last one's logits (N, V).
+    """Compute the next S positions and cache their keys and values; return the logits (N, V) of the last one.
 
-    Only an empty cache takes more than one position at a time.
+    More than one position at a time requires an empty cache.
     """
     start, end = cache.filled, cache.filled + inputs_NSD.shape[1]
     if start > 0 and end > start + 1:
@@ -40,7 +40,7 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
         q, k, v = block.attn.query_key_value(block.ln_1(h_NSD))
         cache.keys[i, :, :, start:end], cache.values[i, :, :, start:end] = k, v
         past_k, past_v = cache.keys[i, :, :, :end], cache.values[i, :, :, :end]
-        # a single new position attends to all positions so far; the first ones are causal
+        # a single new position attends to all positions so far; the first call needs the causal mask
         mixed = F.scaled_dot_product_attention(q, past_k, past_v, is_causal=start == 0)
         h_NSD = h_NSD + block.attn.project(mixed)
         h_NSD = h_NSD + block.mlp(block.ln_2(h_NSD))
@@ -49,10 +49,10 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
 
 
 def images_at_once(config: ModelConfig) -> int:
-    """Return how many images are drawn together: as many as have a cache of 2 GiB, or of the weights' bytes if more.
+    """Return how many images to sample together: as many as have a cache of 2 GiB, or of the weights' size if larger.
 
-    A pixel reads all the weights once and each image's cache, so that more images at once gain little by then: where
-    reading bounds it, an image's time is at most twice that of very many at once.
+    Each pixel reads all weights once and the cache of every image. Once both are equal in size, more images gain
+    little: if memory bandwidth is the limit, at most a factor of two.
     """
     image = 4 * 2 * config.n_layer * config.n_positions * config.n_embd
     return max(1, max(CACHE_BYTES, 4 * config.n_params) // image)
@@ -68,23 +68,23 @@ def sample(
     prefix_tokens: Tensor | np.ndarray | None = None,
     at_once: int | None = None,
 ) -> Tensor:
-    """Draw `n` images from an autoregressive model, or complete given upper parts.
+    """Sample `n` images from an autoregressive model, or complete given upper parts.
 
     Parameters
     ----------
     model : IGPT
     n : int
     temperature : float
-        Divides the logits; 0 takes the likeliest colour every time.
+        Divides the logits; 0 always chooses the most likely colour.
     top_k : int, optional
-        Draw among the k likeliest colours only (all of those equal to the k-th).
+        Sample only among the k most likely colours (and ties with the k-th).
     seed : int
-        0 or more. Image i depends on the model, its prefix, the seed and i alone, up to float rounding of the logits:
-        where the two likeliest draws are that near to each other, a pixel has the other colour and later ones follow.
+        Non-negative. Image i depends only on the model, its prefix, the seed and i, up to rounding of the logits, which
+        can change a pixel (and then later ones) if its two best draws are nearly equal.
     prefix_tokens : integers (P,) or (n, P), optional
-        The first P pixels, in raster order: one for all images, or one an image.
+        The first P pixels, in raster order: the same for all images, or one row per image.
     at_once : int, optional
-        Images drawn together, which bounds memory; `images_at_once` if not given.
+        Images sampled together, which limits memory; by default `images_at_once`.
 
     Returns
     -------
@@ -92,14 +92,14 @@ def sample(
     """
     config, device = model.config, model.wte.weight.device
     if not config.causal:
-        raise UserError("A BERT model cannot draw images pixel by pixel: sample from an autoregressive model.")
+        raise UserError("A BERT model cannot sample images pixel by pixel; use an autoregressive model.")
     if n < 1 or not temperature >= 0 or seed < 0 or (top_k is not None and top_k < 1):
         raise UserError(
-            f"n = {n}, temperature = {temperature}, top_k = {top_k}, seed = {seed}: give n >= 1, temperature >= 0, "
+            f"n = {n}, temperature = {temperature}, top_k = {top_k}, seed = {seed}; give n >= 1, temperature >= 0, "
             "top_k >= 1, seed >= 0."
         )
     if at_once is not None and at_once < 1:
-        raise UserError(f"at_once = {at_once}: give at least one image.")
+        raise UserError(f"at_once is {at_once}; give at least 1.")
     tokens_NT = torch.zeros(n, config.n_positions, dtype=torch.long, device=device)
     n_given = 0
     if prefix_tokens is not None:
@@ -107,19 +107,19 @@ def sample(
         n_given = prefix.shape[-1]
         if n_given > config.n_positions or prefix.shape not in {(n_given,), (n, n_given)}:
             raise UserError(
-                f"A prefix of shape {tuple(prefix.shape)} was given for {n} images of {config.n_positions} pixels: "
+                f"The prefix has shape {tuple(prefix.shape)} for {n} images of {config.n_positions} pixels; "
                 "give (P,) or (n, P) with P at most the image's pixels."
             )
         if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
-            raise UserError(f"The prefix contains colours outside 0 to {config.vocab_size - 1}.")
+            raise UserError(f"The prefix contains invalid colours; give 0 to {config.vocab_size - 1}.")
         tokens_NT[:, :n_given] = prefix
     size = at_once or images_at_once(config)
     for start in range(0, n, size):
         part_NT = tokens_NT[start : start + size]
-        # each image has its own stream of randomness
+        # each image has a separate random stream
         streams = [np.random.default_rng([seed, _DRAWS, start + i]) for i in range(len(part_NT))]
         cache = Cache(model, *part_NT.shape)
-        # `embed` puts the start vector in front and drops the last pixel that it is given: one more than the prefix
+        # `embed` prepends the start vector and drops the last pixel, so pass one pixel more than the prefix
         inputs_NSD = model.embed(part_NT[:, : n_given + 1])
         for t in range(n_given, config.n_positions):
             logits_NV = advance(model, inputs_NSD, cache)
@@ -127,15 +127,15 @@ def sample(
             if t + 1 < config.n_positions:
                 inputs_NSD = (model.wte(part_NT[:, t]) + model.wpe.weight[t + 1])[:, None]
             elif logits_NV.isnan().any():  # the last pixel sees all others, so it is NaN if any was
-                raise UserError("The model's logits are not numbers: its weights are damaged; take another checkpoint.")
+                raise UserError("The model's logits are NaN, so its weights are damaged; use another checkpoint.")
     return tokens_NT
 
 
 def _draw(logits_NV: Tensor, temperature: float, top_k: int | None, streams: list[np.random.Generator]) -> Tensor:
-    """Draw a colour an image by the Gumbel-max rule.
+    """Sample one colour per image by the Gumbel-max trick.
 
-    Rounding of the logits changes a draw only where the two best colours are close; inverting the cumulated
-    probabilities would have as many such borders as colours.
+    Rounding of the logits changes a draw only if the two best colours are close; inverting the cumulative
+    distribution would be sensitive at the boundary of every colour.
     """
     if temperature == 0:
         return logits_NV.argmax(-1)

@@ -1,4 +1,4 @@
-"""Files that are read whole or refused: NumPy's .npy and .npz, and zip archives, of which a reader may take a part."""
+"""Read .npy, .npz and zip files completely, or raise if a reader would silently use only a part of them."""
 
 import os
 import zipfile
@@ -15,15 +15,15 @@ from igpt_model.errors import UserError, first_line
 
 
 def check_zip(archive: zipfile.ZipFile, path: str | Path) -> None:
-    """Refuse an archive, open for reading, whose directory leaves out the members at its beginning.
+    """Raise if the directory of an open archive does not list the members at its beginning.
 
-    `zipfile` lists the last directory alone, and takes what is before its members for a program that unpacks them.
+    `zipfile` reads only the last directory, and treats data before its members as a self-extracting program.
     """
     first = min((info.header_offset for info in archive.infolist()), default=0)
     with open(path, "rb") as file:
         if first > 0 and file.read(4) == b"PK\3\4":
             raise UserError(
-                f"{path} begins with members that its directory does not list: archives were joined, or the directory "
+                f"{path} begins with members that its directory does not list, as archives were concatenated or it "
                 "is damaged; copy it or pack it again."
             )
 
@@ -34,9 +34,9 @@ def _as_sentence(path: str | Path, writer: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # NumPy and zipfile raise errors of many kinds for damaged files
+    except Exception as error:  # NumPy and zipfile raise many types of errors for damaged files
         raise UserError(
-            f"{path} cannot be read as plain arrays ({first_line(error)}); copy it again, or save it by {writer} "
+            f"{path} cannot be read as plain arrays ({first_line(error)}); copy it again, or save it with {writer} "
             "without Python objects."
         ) from error
 
@@ -47,7 +47,7 @@ def load_npy(path: str | Path, mmap_mode: Literal["r"] | None = None) -> np.ndar
     Raises
     ------
     UserError
-        There is no such file, it is no .npy file, or it holds more than one array, of which `np.load` reads the first.
+        The file does not exist, is not a .npy file, or contains several arrays, of which `np.load` reads the first.
     """
     with _as_sentence(path, "numpy.save"):
         with open_regular(path) as file:
@@ -55,13 +55,13 @@ def load_npy(path: str | Path, mmap_mode: Literal["r"] | None = None) -> np.ndar
             size = os.fstat(file.fileno()).st_size
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
         if not isinstance(array, np.ndarray):
-            raise ValueError("it is an .npz file by another name")
-        # the header's length is in two bytes in version 1, in four later
+            raise ValueError("it is a .npz file")
+        # the header's length has two bytes in version 1 and four in later versions
         first = 10 if start[6] == 1 else 12
         end = first + int.from_bytes(start[8:first], "little") + array.nbytes
         if end != size:
             raise ValueError(
-                f"its array ends at byte {end:,} of {size:,}: several were saved into it, or the header is damaged"
+                f"its array ends at byte {end:,} of {size:,}, so it contains several arrays or its header is damaged"
             )
         return array
 
@@ -72,23 +72,23 @@ def load_npz(path: str | Path, free: int) -> dict[str, np.ndarray]:
     Raises
     ------
     UserError
-        There is no such file, or it is no .npz file; its arrays would take more than `free` bytes, or it is compressed
-        by what NumPy does not use, whose unpacked size is unknown; files were joined, two arrays have one name, or
-        bytes follow an array in its member.
+        The file does not exist or is not a .npz file; its arrays would take more than `free` bytes, or it is compressed
+        by a method that NumPy does not use; archives were concatenated, two arrays have the same name, or bytes follow
+        an array in its member.
     """
     with _as_sentence(path, "numpy.savez"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         check_zip(archive, path)
         if methods := {info.compress_type for info in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise UserError(
-                f"{path} is compressed by zip's method {min(methods)}; save it with numpy.savez_compressed."
+                f"{path} is compressed with zip method {min(methods)}; save it with numpy.savez_compressed."
             )
         names = [info.filename.removesuffix(".npy") for info in members]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise UserError(f"{path} contains {twice[0]} twice; save each array once.")
         if (need := sum(info.file_size for info in members)) > free:
             raise UserError(
-                f"{path} holds arrays of {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free."
+                f"{path} contains {need / 1e9:,.1f} GB of arrays, but only {free / 1e9:,.1f} GB of memory are free."
             )
         arrays = {}
         for name, info in zip(names, members, strict=True):

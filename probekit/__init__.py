@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# imported when they are first used, so that `import probekit` waits for nothing
+# imported on first use, so that `import probekit` is fast
 _HOME = {
     "FeatureStore": "features.store",
     "LinearProbe": "probes.linear",

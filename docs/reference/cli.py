@@ -12,10 +12,10 @@ HEAD = """# The command line
 
 The answer is printed on stdout, the verdict last; progress, plans and remarks go to stderr. Exit codes: 0 done; 2 the
 input cannot be used (one sentence says what was given, what was expected and what to do); 1 an error in probekit
-itself; 130 interrupted, with finished work saved. Under torchrun rank 0 alone prints. Lists take spaces or commas:
+itself; 130 interrupted, with finished work saved. Under torchrun only rank 0 prints. Lists take spaces or commas:
 `--Cs 0.01 1` or `--Cs 0.01,1`. `probekit --install-completion` sets up completion for bash, zsh and fish.
 
-Every verb also takes:
+Every command also accepts:
 
 """
 

@@ -1,4 +1,4 @@
-"""Weights from and to other libraries: Hugging Face's ImageGPT and OpenAI's released checkpoints."""
+"""Convert weights from and to Hugging Face's ImageGPT, and from OpenAI's released checkpoints."""
 
 from igpt_model.convert.huggingface import from_huggingface, to_huggingface
 

@@ -1,7 +1,7 @@
-"""Hugging Face's ImageGPT, models and folders, to IGPT and back.
+"""Convert Hugging Face's ImageGPT, models and folders, to IGPT and back.
 
-Hugging Face keeps the start vector as the last row of `wte` (V + 1 rows for V colours), linear weights as (in, out),
-and bias slots that are zero in the published weights.
+Hugging Face stores the start vector as the last row of `wte` (V + 1 rows for V colours), linear weights as (in, out),
+and biases, which are zero in the published weights.
 """
 
 import re
@@ -25,10 +25,10 @@ from igpt_model.palette import Palette
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
 
-# our names of a block's linear layers are Hugging Face's as well
+# a block's linear layers have the same names in Hugging Face
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 _PROCESSOR = {"clusters?": ([[Real(-1.001, 1.001)]], None), "resample?": Int(0, 5)}
-# settings of a Hugging Face configuration that would make it another function than iGPT
+# settings of a Hugging Face configuration that iGPT requires
 _FIXED = {
     "activation_function": "quick_gelu",
     "layer_norm_epsilon": 1e-5,
@@ -39,7 +39,7 @@ _FIXED = {
 
 
 def _pairs(n_layer: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield our name, theirs, and whether the matrix is transposed, of the parameters that correspond."""
+    """Yield our name, theirs, and whether the matrix is transposed, for each pair of parameters."""
     yield "wpe.weight", "wpe.weight", False
     yield "ln_f.g", "ln_f.weight", False
     for i in range(n_layer):
@@ -51,17 +51,17 @@ def _pairs(n_layer: int) -> Iterator[tuple[str, str, bool]]:
 
 
 def from_huggingface(hf_model: Any) -> IGPT:
-    """Return the IGPT with the weights of a Hugging Face ImageGPT model, in float32 and with memory of its own.
+    """Return an IGPT with a float32 copy of the weights of a Hugging Face ImageGPT model.
 
     Parameters
     ----------
     hf_model : transformers.ImageGPTForCausalImageModeling, ImageGPTModel or ImageGPTForImageClassification
-        The last two have no output matrix: it stays zero, and only features can be taken.
+        The last two have no output matrix, which stays zero, so they are only useful for features.
 
     Raises
     ------
     UserError
-        The model computes something else than iGPT (another activation, say).
+        The model differs from iGPT, for example in its activation.
     """
     return _from_state(hf_model.state_dict(), hf_model.config.to_dict(), type(hf_model).__name__)
 
@@ -87,14 +87,14 @@ def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     for own, theirs, transposed in _pairs(config.n_layer):
         value = ours[own] if own in ours else torch.zeros(len(ours[own.replace(".bias", ".weight")]))
         state[f"transformer.{theirs}"] = value.T if transposed else value
-    with torch.random.fork_rng(devices=[]):  # Hugging Face draws weights that are overwritten at once
+    with torch.random.fork_rng(devices=[]):  # Hugging Face initialises weights that are overwritten immediately
         hf_model = ImageGPTForCausalImageModeling(hf_config)
     hf_model.load_state_dict(state)
     return hf_model.eval()
 
 
 def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, ImageTransform | None]:
-    """Read a folder as Hugging Face's `save_pretrained` writes it, without transformers.
+    """Read a folder written by Hugging Face's `save_pretrained`, without transformers.
 
     Reads `config.json`, the weights (`model.safetensors` or `pytorch_model.bin`, whole or in shards; the latter without
     unpickling code) and, if there, the colour clusters and resize kernel of `preprocessor_config.json`.
@@ -104,11 +104,11 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
     model : IGPT
     palette : Palette or None
     transform : ImageTransform or None
-        At the model's own resolution, whatever the processor's default.
+        At the model's resolution, regardless of the processor's default.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} contains no config.json: give a folder written by Hugging Face's save_pretrained.")
+        raise UserError(f"{folder} contains no config.json; give a folder written by Hugging Face's save_pretrained.")
     config = read_json(folder / "config.json", {"n_head": Int(1, 65_536)})
     model = _from_state(_read_weights(folder), config, str(folder))
     processor_file = folder / "preprocessor_config.json"
@@ -119,7 +119,7 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
     palette = None if clusters is None else Palette(clusters)
     if palette is not None and len(palette) != model.config.vocab_size:
         raise UserError(
-            f"{processor_file} has {len(palette)} colour clusters, but the model knows {model.config.vocab_size}."
+            f"{processor_file} has {len(palette)} colour clusters, but the model has {model.config.vocab_size} colours."
         )
     kernel = Image.Resampling(processor.get("resample", 2)).name.lower()
     return model, palette, ImageTransform(model.config.side, kernel)
@@ -133,7 +133,7 @@ def to_pretrained_folder(
     Raises
     ------
     UserError
-        `path` is there already, with other contents.
+        `path` already exists with different contents.
     """
     with new_folder(path) as partial:
         to_huggingface(model).save_pretrained(partial)
@@ -168,10 +168,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             try:
                 content = load_file(shard) if safe else torch.load(shard, map_location="cpu", weights_only=True)
                 if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-                    raise TypeError("it holds no tensors by name")
-            except Exception as error:  # PyTorch's restricted unpickler raises whatever a damaged pickle leads to
+                    raise TypeError("it contains no named tensors")
+            except Exception as error:  # PyTorch's restricted unpickler raises many types of errors for damaged pickles
                 raise UserError(
-                    f"{shard} is damaged or contains more than tensors, so that it is not opened "
+                    f"{shard} is damaged or contains objects other than tensors, so it is not opened "
                     f"({first_line(error)}): download it again."
                 ) from error
             state |= content
@@ -183,10 +183,10 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
     for name, needed in _FIXED.items():
         if hf_config.get(name, needed) != needed:
             raise UserError(
-                f"{source} has {name} = {hf_config[name]!r}, but iGPT needs {needed!r}: it is another model."
+                f"{source} has {name} = {hf_config[name]!r}, but iGPT needs {needed!r}; give an ImageGPT model."
             )
     state = {name.removeprefix("transformer."): value for name, value in hf_state.items()}
-    # score: a classification head; the others: causal masks that old releases kept beside the weights
+    # `score` is a classification head; the others are causal masks that old releases stored
     dropped = (".attn.bias", ".attn.masked_bias")
     state = {
         name: value for name, value in state.items() if not name.startswith("score.") and not name.endswith(dropped)
@@ -196,12 +196,12 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
     wrong = sorted(expected ^ (set(state) - {"lm_head.weight"}))
     if wrong or not n_layer:
         raise UserError(
-            f"{source} is not a Hugging Face ImageGPT model: missing or unknown are {', '.join(wrong[:6])}."
+            f"{source} is not a Hugging Face ImageGPT model; missing or unknown tensors: {', '.join(wrong[:6])}."
         )
     axes = {theirs: 1 + matrix for _, theirs, matrix in _pairs(n_layer)}
     axes |= dict.fromkeys(("wte.weight", "wpe.weight", "lm_head.weight"), 2)
     if odd := [name for name, value in state.items() if not is_plain(value) or value.ndim != axes[name]]:
-        raise UserError(f"{source}: {odd[0]} is no dense tensor of {axes[odd[0]]} axes; save the model's state_dict().")
+        raise UserError(f"{source}: {odd[0]} is not a dense {axes[odd[0]]}-axis tensor; save the model's state_dict().")
     rows, width = state["wte.weight"].shape
     biased = any(bool(value.any()) for name, value in state.items() if name.endswith(".bias"))
     config = ModelConfig(

@@ -1,6 +1,6 @@
-"""OpenAI's released TensorFlow checkpoints and variables -> IGPT.
+"""Convert OpenAI's released TensorFlow checkpoints and variables to IGPT.
 
-Names and shapes are those of the released code (scope `model/`); D width, H heads, E = D / H, V colours:
+Names and shapes as in the released code (scope `model/`); D width, H heads, E = D / H, V colours:
 `wpe [T, D]`, `wte [V, D]`, `wtet [V, D]`, `sos [D]`, `ln_f/g [D]`, and per block `attn/{q,k,v,c}_proj [H, E, D]`,
 `mlp/c_fc/w [D, 4D]`, `mlp/c_proj/w [4D, D]`, `ln_1/g`, `ln_2/g`.
 """
@@ -20,20 +20,20 @@ from igpt_model.model import IGPT
 from igpt_model.palette import Palette
 
 PUBLISHED_LOSSES = {(24, 512): 2.0895, (36, 1024): 2.0614, (48, 1536): 2.0466}
-"""Nats a pixel on the ImageNet test arrays at 32 x 32, by (n_layer, n_embd): the released autoregressive models after
-1,000,000 steps (the README of github.com/openai/image-gpt)."""
+"""Nats per pixel on the ImageNet test arrays at 32 x 32, by (n_layer, n_embd), of the released autoregressive models
+after 1,000,000 steps (README of github.com/openai/image-gpt)."""
 
-# what a training checkpoint holds beside the weights; the class head `clf` of fine-tuned ones is no part of the model
+# ignored variables of a training checkpoint; `clf` is the class head of fine-tuned ones
 _NOT_WEIGHTS = ("adam", "global_step", "clf/", "beta1_power", "beta2_power")
 
 
 def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGPT:
-    """Build the IGPT that computes what the released code computes with these variables.
+    """Build the IGPT that is equivalent to the released code with these variables.
 
     Parameters
     ----------
     variables : dict of arrays
-        By TensorFlow name, with or without `model/` in front and `:0` behind; optimizer slots are left out.
+        By TensorFlow name, with or without the prefix `model/` and the suffix `:0`; optimizer slots are ignored.
     causal : bool
         False for the BERT checkpoints, whose variables have the same names.
     """
@@ -46,9 +46,7 @@ def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGP
     except (IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"The variables do not have the shapes and types of a model's ({first_line(error)})."
-        ) from error
+        raise UserError(f"The variables do not have the shapes and dtypes of an iGPT ({first_line(error)}).") from error
     if unknown := sorted(found.keys() - {"sos"}):
         raise UserError(f"These are not variables of OpenAI's iGPT: unknown are {', '.join(unknown[:6])}.")
     return model
@@ -82,18 +80,18 @@ def _from_variables(found: dict[str, np.ndarray], causal: bool) -> IGPT:
 def from_openai_checkpoint(
     path: str | Path, palette_file: str | Path | None = None, causal: bool = True
 ) -> tuple[IGPT, Palette | None, ImageTransform]:
-    """Read a TensorFlow checkpoint as OpenAI released them, without TensorFlow; every tensor's checksum is checked.
+    """Read a TensorFlow checkpoint released by OpenAI, without TensorFlow; checks the checksum of every tensor.
 
     Parameters
     ----------
-    path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or the folder it is alone in
-    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; by default the file of this name beside the checkpoint
+    path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or a folder with this checkpoint only
+    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; by default the file of this name next to the checkpoint
     causal : False for the BERT checkpoints
 
     Returns
     -------
     model, palette (None if there is none), transform
-        Images at the model's resolution; the kernel of OpenAI's arrays is not published, and bilinear is ours.
+        Images at the model's resolution; OpenAI's resize kernel is not published, so bilinear is our choice.
     """
     prefix = bundle_prefix(path)
     variables = read_bundle(prefix, lambda name: not any(word in name.lower() for word in _NOT_WEIGHTS))
@@ -106,7 +104,7 @@ def from_openai_checkpoint(
     palette = None if absent else Palette.load(file)
     if palette is not None and len(palette) != model.config.vocab_size:
         raise UserError(
-            f"{file} has {len(palette)} colours, but the model knows {model.config.vocab_size} colours; give OpenAI's "
+            f"{file} has {len(palette)} colours, but the model has {model.config.vocab_size} colours; give OpenAI's "
             "kmeans_centers.npy."
         )
     return model, palette, ImageTransform(model.config.side)
@@ -118,6 +116,6 @@ def what_to_expect(config: ModelConfig) -> str:
     if published is None:
         return "no test loss is published for a model of this size and objective"
     return (
-        f"published test loss after 1,000,000 steps: {published} nats a pixel ({published / np.log(2):.4f} bits) "
+        f"published test loss after 1,000,000 steps: {published} nats per pixel ({published / np.log(2):.4f} bits) "
         "on OpenAI's ImageNet test arrays"
     )

@@ -1,8 +1,8 @@
-"""TensorFlow's checkpoint format ("tensor bundle", V2), read without TensorFlow.
+"""Read TensorFlow's checkpoint format ("tensor bundle", V2) without TensorFlow.
 
-`PREFIX.index` is a sorted table of LevelDB's form: name -> BundleEntryProto, the empty name -> BundleHeaderProto.
-`PREFIX.data-00003-of-00032` holds the bytes. Sources: tensorflow/core/protobuf/tensor_bundle.proto,
-core/util/tensor_bundle, core/lib/io/table; each block and each tensor carries a masked CRC-32C, which is checked.
+`PREFIX.index` is a sorted table in LevelDB's format: name -> BundleEntryProto, the empty name -> BundleHeaderProto.
+`PREFIX.data-00003-of-00032` contains the bytes. Sources: tensorflow/core/protobuf/tensor_bundle.proto,
+core/util/tensor_bundle, core/lib/io/table. Every block and every tensor has a masked CRC-32C, which is checked.
 """
 
 import struct
@@ -18,14 +18,14 @@ from igpt_model.errors import UserError
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
-_MOST_BYTES = 4 << 20  # of an index: those of OpenAI have some tens of kilobytes
+_MOST_BYTES = 4 << 20  # maximum bytes of an index; OpenAI's have tens of kilobytes
 _MOST_NAME = 1000
 # tensorflow/core/framework/types.proto
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}
 
 
 class DamagedBundle(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
-    """A file of the bundle is cut, altered or of another kind."""
+    """A file of the bundle is truncated, altered or of a different type."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Entry:
 
 
 def masked_crc(content: bytes | bytearray) -> int:
-    """Return the CRC-32C of bytes as TensorFlow and LevelDB store it, so that a checksum of checksums stays strong.
+    """Return the masked CRC-32C of bytes, as stored by TensorFlow and LevelDB.
 
     Raises
     ------
@@ -58,13 +58,13 @@ def masked_crc(content: bytes | bytearray) -> int:
 
 
 def bundle_prefix(path: str | Path) -> Path:
-    """Return the prefix of a bundle given by its prefix, its `.index` file, or a folder that holds a single one."""
+    """Return the prefix of a bundle given by its prefix, its `.index` file, or a folder with a single bundle."""
     path = Path(path)
     if path.is_dir():
         found = sorted(path.glob("*.index"))
         if len(found) != 1:
             names = ", ".join(f.name for f in found) or "none"
-            raise UserError(f"{path} should hold one TensorFlow checkpoint (*.index) and has {names}; name one.")
+            raise UserError(f"{path} should contain one TensorFlow checkpoint (*.index) but has {names}; give one.")
         path = found[0]
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if not Path(f"{prefix}.index").is_file():
@@ -84,26 +84,26 @@ def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
         )
     try:
         at = len(content) - _FOOTER
-        _, at = _block_handle(content, at)  # of a meta-index, which is empty
+        _, at = _block_handle(content, at)  # the meta-index, which is empty
         handle, _ = _block_handle(content, at)
         records: dict[bytes, bytes] = {}
         end = 0
         for _, value in _block(content, handle, path):
             (start, size), _ = _block_handle(value, 0)
-            if start < end:  # thousands of handles of one block would take for ever
+            if start < end:  # thousands of handles of the same block would take forever
                 raise ValueError("its blocks overlap")
             end = start + size
             records |= dict(_block(content, (start, size), path))
         header = dict(_fields(records.pop(b"")))
         if header.get(2, 0) != 0:
             raise DamagedBundle(
-                f"{path} was written on a big-endian machine, which is not supported; convert it there."
+                f"{path} was written on a big-endian machine, which is not supported; convert it on that machine."
             )
         return int(header.get(1, 1)), {name.decode(): _entry(value) for name, value in records.items()}
     except (IndexError, KeyError, struct.error, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise DamagedBundle(f"{path} cannot be read as a TensorFlow index ({error!r}); fetch it again.") from error
+        raise DamagedBundle(f"{path} cannot be read as a TensorFlow index ({error!r}); download it again.") from error
 
 
 def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
@@ -117,12 +117,12 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
     Raises
     ------
     UserError
-        A file is missing, cut or altered, or a tensor is of a kind that a model's variables never are.
+        A file is missing, truncated or altered, or a tensor has an unsupported type.
     """
     prefix = bundle_prefix(path)
     shards, entries = read_index(prefix)
     tensors = {}
-    read = (0, 0)  # so far: the data file, and where in it
+    read = (0, 0)  # the end of the previous tensor: data file and offset
     # in the order of the files
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset)):
         if not wanted(name):
@@ -135,19 +135,17 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
         if not file.is_file():
             raise UserError(f"{file} does not exist, but {name} is stored in it; download all {shards} data files.")
         dtype = np.dtype(_DTYPES[entry.dtype])
-        # before as many bytes are allocated; those of one tensor only, or a small file would fill the memory
+        # check before allocating as many bytes, and read one tensor at a time
         whole = entry.offset + entry.size <= file.stat().st_size and (entry.shard, entry.offset) >= read
         if not whole or entry.size != prod(entry.shape) * dtype.itemsize:
             raise DamagedBundle(f"{file} is truncated: {name} is incomplete; download it again.")
         read = entry.shard, entry.offset + entry.size
         with open(file, "rb") as opened:
             opened.seek(entry.offset)
-            content = bytearray(entry.size)  # writable, because the array shares it
+            content = bytearray(entry.size)  # a bytearray, because the array shares its memory and must be writable
             opened.readinto(content)
         if masked_crc(content) != entry.crc:
-            raise DamagedBundle(
-                f"{file} is damaged: {name} does not have the checksum that was written; fetch it again."
-            )
+            raise DamagedBundle(f"{file} is damaged, as the checksum of {name} does not match; download it again.")
         tensors[name] = np.frombuffer(content, dtype).reshape(entry.shape)
     return tensors
 
@@ -159,14 +157,14 @@ def _block_handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
 
 
 def _block(content: bytes, handle: tuple[int, int], path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yield a block's (key, value) pairs: keys share a beginning with the one before them."""
+    """Yield the (key, value) pairs of a block, where each key shares a prefix with the previous one."""
     offset, size = handle
     block, kind = content[offset : offset + size], content[offset + size]
     crc = struct.unpack("<I", content[offset + size + 1 : offset + size + 5])[0]
     if masked_crc(content[offset : offset + size + 1]) != crc:
-        raise DamagedBundle(f"{path} is damaged: a block does not have the checksum that was written; fetch it again.")
+        raise DamagedBundle(f"{path} is damaged, as the checksum of a block does not match; download it again.")
     if kind != 0:
-        raise DamagedBundle(f"{path} is compressed (kind {kind}), which TensorFlow's own writer never does.")
+        raise DamagedBundle(f"{path} is compressed (type {kind}), which is not supported; save it with TensorFlow.")
     restarts = struct.unpack("<I", block[-4:])[0]
     end, at, key = len(block) - 4 * (restarts + 1), 0, b""
     while at < end:
@@ -217,7 +215,7 @@ def _entry(message: bytes) -> Entry:
     shape = one.get(2, b"")
     dims = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2]  # type: ignore[arg-type]
     if len(dims) > 8 or not all(0 < int(n) < 1 << 40 for n in dims):
-        raise ValueError("the shape of no variable")
+        raise ValueError("not the shape of a variable")
     crc = struct.unpack("<I", one[6])[0] if 6 in one else 0  # type: ignore[arg-type]
     shard, offset, size = (int(one.get(number, 0)) for number in (3, 4, 5))
     return Entry(int(one.get(1, 0)), tuple(map(int, dims)), shard, offset, size, crc, any(n == 7 for n, _ in fields))

@@ -1,6 +1,6 @@
-"""The images of a run as tokens, and the batch of each step: a function of the seed and the step, with no state.
+"""The images of a run as tokens, and the batch of each step as a pure function of the seed and the step.
 
-Nothing has to be saved to resume, no global generator is read, and ranks that share a batch agree on it.
+Resuming needs no saved state, no global generator is used, and all ranks compute the same batch.
 Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
@@ -19,7 +19,7 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.palette import Palette
 from igpt_model.training.config import TrainConfig
 
-PALETTE_IMAGES = 50_000  # images, evenly spaced, whose pixels the palette is fitted to
+PALETTE_IMAGES = 50_000  # number of evenly spaced images that the palette is fitted to
 _ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: objectives)
 
 
@@ -32,10 +32,10 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Return the images (B,) of one step.
+    """Return the image indices (B,) of one step.
 
-    Epochs follow one another without a gap: a batch may begin in one and end in the next, every image comes exactly
-    once per epoch, and n may be smaller than the batch.
+    Epochs follow each other without gaps: a batch may span two epochs, every image occurs exactly once per epoch, and n
+    may be smaller than the batch.
     """
     position, end = step * batch_size, (step + 1) * batch_size
     parts = []
@@ -49,7 +49,7 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CroppedTokens:
-    """Training images that are cropped and encoded anew at every step; used in place of an array of tokens."""
+    """Training images that are cropped and encoded at every step; used in place of an array of tokens."""
 
     images: SourceImages
     palette: Palette
@@ -69,13 +69,11 @@ class CroppedTokens:
 
 
 def training_tokens(images: Any, palette: Any, transform: ImageTransform, encoded_NT: np.ndarray) -> Any:
-    """Return what `token_batch` takes: the encoded images, or `CroppedTokens` where the transform crops sources."""
+    """Return the input of `token_batch`: the encoded images, or `CroppedTokens` if the transform crops sources."""
     if transform.source_crop is None:
         return encoded_NT
     if not isinstance(images, SourceImages):
-        raise UserError(
-            f"{transform.augment[0]} reads images before they are prepared; give igpt_model.images.SourceImages."
-        )
+        raise UserError(f"{transform.augment[0]} needs the original images; give igpt_model.images.SourceImages.")
     return CroppedTokens(images, palette)
 
 
@@ -84,7 +82,7 @@ def token_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens (B, T) of one step, augmented on the token grid, and the indices (B,) of their images, int64.
 
-    Moving pixels and encoding them commute, so that the images are encoded once; resizing them does not.
+    Moving pixels commutes with encoding them, so images are encoded once; resizing does not commute.
     """
     indices = batch_indices(len(tokens_NT), batch_size, seed, step)
     tokens = tokens_NT.batch(indices, seed, step) if isinstance(tokens_NT, CroppedTokens) else tokens_NT[indices]
@@ -103,7 +101,7 @@ def mask_keys(batch_size: int, step: int) -> np.ndarray:
 def encode_all(images: Any, palette: Any, chunk: int = 4096) -> np.ndarray:
     """Encode every prepared image once: uint16 tokens (N, T), 2 bytes per token.
 
-    `images` is anything with a length that gives uint8 (B, P, P, 3) for an array of indices.
+    `images` has a length and returns uint8 (B, P, P, 3) for an array of indices.
     """
     parts = [palette.encode(images[np.arange(s, min(s + chunk, len(images)))]) for s in range(0, len(images), chunk)]
     return np.concatenate(parts)
@@ -111,7 +109,7 @@ def encode_all(images: Any, palette: Any, chunk: int = 4096) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokens uint16 (N, T) of both splits, or what draws those of the training split, labels, and the hash of them."""
+    """Tokens uint16 (N, T) of both splits (`CroppedTokens` if training images are cropped), labels, and their hash."""
 
     train: Any
     val: np.ndarray
@@ -123,7 +121,7 @@ class TrainingData:
 def encode_data(
     train_images: Any, val_images: Any, palette: Palette, transform: ImageTransform, **labels: Any
 ) -> TrainingData:
-    """Encode the images of both splits; `labels` are `train_labels` and `val_labels`, where there are any."""
+    """Encode the images of both splits; `labels` are `train_labels` and `val_labels`, if any."""
     train, val = encode_all(train_images, palette), encode_all(val_images, palette)
     arrays = {name: np.asarray(values, np.int64) for name, values in labels.items()}
     found = hash_arrays({"train": train, "val": val, **dict(zip("yv", arrays.values(), strict=False))})
@@ -137,23 +135,23 @@ def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
 
 
 def check_images(name: str, images: Any, resolution: int) -> None:
-    """Refuse an empty set of images, or images that are not uint8 (P, P, 3)."""
+    """Raise for an empty set of images, or images that are not uint8 (P, P, 3)."""
     sparse = (isinstance(images, torch.Tensor) and not is_plain(images)) or hasattr(images, "nnz")
     indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
     if sparse or not indexed or isinstance(images, str | bytes | list):
-        raise UserError(f"The {name} images are a {type(images).__name__}; give a dense array of uint8 (N, P, P, 3).")
+        raise UserError(f"The {name} images are a {type(images).__name__}; give a dense uint8 array (N, P, P, 3).")
     if len(images) == 0:
         raise UserError(f"There are no {name} images; give at least one.")
     first = plain_array(images[np.arange(1)], f"the {name} images")
     if first.dtype != np.uint8 or first.shape[1:] != (resolution, resolution, 3):
         raise UserError(
-            f"The {name} images are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "
-            "expected; prepare them with config.transform."
+            f"The {name} images are {first.dtype} {first.shape[1:]}; expected uint8 {(resolution, resolution, 3)}, "
+            "as prepared by config.transform."
         )
 
 
 class Spaced:
-    """At most n images of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
+    """At most n evenly spaced images of a lazy sequence, because the first rows may all be of one class."""
 
     def __init__(self, images: Any, n: int) -> None:
         self.images = images

@@ -1,10 +1,10 @@
-"""Checkpoints: one folder each, complete or absent, with everything that features and resuming need; no pickle.
+"""Checkpoints: one folder each, written atomically, with everything needed for features and resuming, without pickle.
 
     weights.safetensors  config.json  palette.safetensors  transform.json  manifest.json
-    trainer.safetensors  trainer.json    (what resuming needs)
+    trainer.safetensors  trainer.json    (for resuming)
 
-A run that splits its model among ranks writes folders `weights/` and `trainer/` of shards instead of the two large
-files; both are read. The manifest is written last and contains every file's hash.
+A run that shards its model over ranks writes folders `weights/` and `trainer/` of shards instead of the two large
+files; both can be read. The manifest is written last and contains the hash of every file.
 """
 
 import re
@@ -34,25 +34,25 @@ from igpt_model.process_group import Ranks
 
 FORMAT = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-HEAD = "classifier"  # the file beside the weights, where the model was fine-tuned
+HEAD = "classifier"  # file of a fine-tuned model's head
 _HASH = Text(32)
 _ABOUT = {
     "format": Int(0),
     "step": Int(0),
     "model": dict,
-    "weights_hash": (_HASH, None),  # of shards: known once they are read
+    "weights_hash": (_HASH, None),  # unknown for shards until they are read
     "palette_hash": _HASH,
     "provenance": dict,
 }
 
 
 class DamagedCheckpoint(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
-    """A checkpoint whose files are missing or are not those that were written."""
+    """A checkpoint with missing or altered files."""
 
 
 @dataclass
 class Checkpoint:
-    """A trained model with what it was trained on."""
+    """A trained model with its palette, transform and provenance."""
 
     model: IGPT
     config: ModelConfig
@@ -81,26 +81,26 @@ def save_checkpoint(
     ranks: Ranks | None = None,
     head: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint into a hidden folder beside `folder`, then rename it into place.
+    """Write a checkpoint to a hidden folder next to `folder`, then rename it to `folder`.
 
     Parameters
     ----------
     trainer_state : (tensors, JSON values), optional
-        What resuming needs beyond the weights.
+        State for resuming, besides the weights.
     provenance : mapping, optional
         JSON values about the model's origin: data, training settings, versions.
     ranks : Ranks, optional
-        The processes that train together: all must call. With "fsdp" each writes its shards.
+        The processes that train together, which must all call. With "fsdp" each writes its shards.
     head : tensors by name, optional
-        What fine-tuning put on top of the model.
+        The head of a fine-tuned model.
 
     Raises
     ------
     UserError
-        `folder` is there already, with other contents.
+        `folder` already exists with different contents.
     """
     ranks, folder = ranks or Ranks(), Path(folder)
-    split = ranks.parallel == "fsdp"  # the hash is then known once all are read
+    split = ranks.parallel == "fsdp"  # the hash is known only once all shards are read
     about = {
         "format": FORMAT,
         "step": step,
@@ -123,31 +123,31 @@ def save_checkpoint(
             write_json(partial / "transform.json", transform.to_dict())
             if trainer_state is not None:
                 write_json(partial / "trainer.json", dict(trainer_state[1]))
-        ranks.gather(None)  # all files are there
+        ranks.gather(None)  # wait until all files are written
         files = sorted(file for file in partial.rglob("*") if file.is_file())
         hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
         manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
         if ranks.first:
             write_json(partial / "manifest.json", manifest)
-    ranks.gather(None)  # no rank continues before the checkpoint is complete
+    ranks.gather(None)  # no rank continues until the checkpoint is complete
     return folder
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """Return the run's checkpoint folders, oldest first, damaged ones included."""
+    """Return the run's checkpoint folders, oldest first, including damaged ones."""
     folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
     return sorted((f for f in folders if re.fullmatch("[0-9]{1,15}", f.name) and f.is_dir()), key=lambda f: int(f.name))
 
 
 def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
-    """Return the newest checkpoint of a run, or that of `step`, checked against its manifest.
+    """Return the newest checkpoint of a run, or the one of `step`, checked against its manifest.
 
     Raises
     ------
     UserError
-        There is no run, no checkpoint or none of that step.
+        There is no run, no checkpoint, or no checkpoint of that step.
     DamagedCheckpoint
-        It is damaged; the message names the last good one. Nothing falls back silently to older weights.
+        It is damaged; the message names the last good one. There is no silent fallback to older weights.
     """
     found = list_checkpoints(run_dir)
     if not found:
@@ -155,12 +155,12 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     by_step = {int(folder.name): folder for folder in found}
     if step is not None and step not in by_step:
         steps = ", ".join(map(str, by_step))
-        raise UserError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {steps}.")
+        raise UserError(f"{run_dir} has no checkpoint of step {step}; choose one of {steps}.")
     chosen = found[-1] if step is None else by_step[step]
     error = _damage(chosen)
     if error is not None:
         good = next((int(f.name) for f in reversed(found) if f != chosen and _damage(f) is None), None)
-        hint = "no other one is good" if good is None else f"the last good one is of step {good} (RUN@{good})"
+        hint = "there is no other good one" if good is None else f"the last good one is of step {good} (RUN@{good})"
         raise DamagedCheckpoint(f"{str(error).rstrip('.')}; {hint}.") from error
     return chosen
 
@@ -193,7 +193,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     Raises
     ------
     UserError
-        Nothing there, damaged, written by a newer version, or its palette is not the one it was trained with.
+        The checkpoint is missing, damaged, or written by a newer version, or its palette was replaced.
     """
     folder = Path(folder)
     is_run = not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
@@ -205,18 +205,18 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return a checkpoint's whole weights; `DamagedCheckpoint` where they are not those that `config.json` names."""
+    """Return a checkpoint's full weights; `DamagedCheckpoint` if their hash differs from the one in `config.json`."""
     assert checkpoint.path is not None
     state = read_tensors(checkpoint.path, "weights")
     if checkpoint.weights_hash and hash_arrays(state) != checkpoint.weights_hash:
         raise DamagedCheckpoint(
-            f"The checkpoint {checkpoint.path} is damaged: its weights are not those that config.json names."
+            f"The checkpoint {checkpoint.path} is damaged: its weights do not match the hash in config.json."
         )
     return state
 
 
 def consolidate(source: str | Path, target: str | Path) -> Path:
-    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file, without the optimiser."""
+    """Write a sharded checkpoint (or a run's newest) as a new one with a single weights file, without optimiser."""
     loaded = load_checkpoint(source)
     return save_checkpoint(
         target, loaded.model, loaded.palette, loaded.transform, loaded.step, provenance=loaded.provenance
@@ -224,10 +224,10 @@ def consolidate(source: str | Path, target: str | Path) -> Path:
 
 
 def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> list[Path]:
-    """Remove what is neither among the newest `keep_last` nor of a step in `keep`; return what was removed.
+    """Remove checkpoints that are not among the newest `keep_last` or of a step in `keep`; return the removed ones.
 
-    Older kept checkpoints lose their optimiser state (twice the weights), which only resuming needs. Leftovers of
-    interrupted writes are removed too.
+    Older kept checkpoints lose their optimiser state (twice the size of the weights), which only resuming needs.
+    Remains of interrupted writes are also removed.
     """
     folders = list_checkpoints(run_dir)
     for partial in (Path(run_dir) / "checkpoints").glob(".*.partial"):
@@ -235,12 +235,12 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     removed = []
     for folder in folders[: -max(1, keep_last)]:
         if int(folder.name) in keep:
-            # first what says that it can be resumed: a kill halfway leaves none that only seems so
+            # remove trainer.json first, so that a kill does not leave a checkpoint that only seems resumable
             for name in ("trainer.json", "trainer.safetensors"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "trainer", ignore_errors=True)
             continue
-        # renamed first, so that a kill halfway leaves no damaged checkpoint behind
+        # rename first, so that a kill does not leave a damaged checkpoint
         doomed = folder.with_name(f".{folder.name}.doomed.partial")
         folder.rename(doomed)
         shutil.rmtree(doomed)
@@ -256,7 +256,7 @@ def check_checkpoint(folder: str | Path, trainer: Any = None) -> Checkpoint:
     Raises
     ------
     DamagedCheckpoint
-        A file is missing, cut short, altered or not as it must be; the message names it.
+        A file is missing, truncated, altered or invalid; the message names it.
     UserError
         A newer version wrote it.
     """
@@ -266,22 +266,22 @@ def check_checkpoint(folder: str | Path, trainer: Any = None) -> Checkpoint:
         _check_listed(folder, manifest)
         for name, expected in manifest.items():
             if name.startswith("trainer") and not (folder / name).exists():
-                continue  # older kept checkpoints lose them to save disk
+                continue  # removed from older kept checkpoints to save disk space
             if hash_file(folder / name) != expected:
-                raise UserError(f"{name} is not the file that was written.")
+                raise UserError(f"{name} was altered after it was written.")
         about = read_about(folder)
         if about["format"] == FORMAT:
             return _read_parts(folder, about, trainer)
     except (OSError, UserError, SafetensorError) as error:
         raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
-    raise UserError(f"{folder} has checkpoint format {about['format']}; this version reads {FORMAT}.")
+    raise UserError(f"{folder} has checkpoint format {about['format']}, but this version reads {FORMAT}.")
 
 
 def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
-    """Refuse a manifest that lists a file elsewhere, or does not list one that is read."""
+    """Raise if a manifest lists a file outside the folder, or does not list a required file."""
     for name in manifest:
         if not re.fullmatch(r"(weights/|trainer/)?[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise UserError(f"its manifest lists {name!r}, outside it.")
+            raise UserError(f"its manifest lists {name!r}, which is outside its folder.")
     if "weights.safetensors" not in manifest and not any(name.startswith("weights/") for name in manifest):
         raise UserError("its manifest lists no weights.")
     present = (file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir())
@@ -306,14 +306,14 @@ def _read_parts(folder: Path, about: Mapping[str, Any], trainer: Any) -> Checkpo
     own["objective"] = "autoregressive" if config.causal else "bert"
     for name in sorted(own.keys() & given.keys()):
         if given[name] not in (None, 0, own[name]):  # None is a preset's size, 0 the resolution of pre-training
-            raise UserError(f"{folder / 'config.json'} contradicts itself on {name}; restore the original file.")
+            raise UserError(f"{folder / 'config.json'} has contradictory values of {name}; restore the original file.")
     if transform.resolution**2 != config.n_positions:
         raise UserError(
             f"{folder / 'transform.json'} makes images of {transform.resolution} pixels per side, but the model in "
             f"config.json has {config.n_positions} positions; restore the original files."
         )
     if folder.parent.name == "checkpoints" and folder.name.isdecimal() and int(folder.name) != about["step"]:
-        raise UserError(f"{folder} names another step than its config.json ({about['step']}): rename it.")
+        raise UserError(f"{folder} does not have the name of the step in its config.json ({about['step']}); rename it.")
     if about["weights_hash"] is None and not (folder / "weights").is_dir():
         raise UserError(f"{folder / 'config.json'} has no weights_hash; restore the original file.")
     with torch.device("meta"):
@@ -329,7 +329,7 @@ def _read_parts(folder: Path, about: Mapping[str, Any], trainer: Any) -> Checkpo
 
 
 def _check_tensors(folder: Path, model: IGPT, about: Mapping[str, Any]) -> None:
-    """Refuse tensor files whose headers cannot be read, or are not those of the configured model and its optimiser."""
+    """Raise if the headers of tensor files cannot be read or do not match the configured model and its optimiser."""
     expected = {"weights": {name: list(value.shape) for name, value in model.state_dict().items()}}
     tuned = about["provenance"].get("finetune")
     classes = tuned.get("classes") if isinstance(tuned, dict) else None
@@ -340,20 +340,20 @@ def _check_tensors(folder: Path, model: IGPT, about: Mapping[str, Any]) -> None:
     for file in folder.glob("*.safetensors"):
         with safe_open(str(file), framework="pt") as opened:
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            if file.stem == "trainer":  # AdamW's state, of all parameters that have had a gradient
+            if file.stem == "trainer":  # AdamW's state exists for all parameters that have had a gradient
                 present = {name.rpartition("/")[0] for name in shapes} & set(owners)
                 expected["trainer"] = {f"{name}/{key}": owners[name] for name in present for key in _MOMENTS}
                 expected["trainer"] |= {f"{name}/step": [] for name in present}
             if shapes != expected.get(file.stem, shapes):
-                raise UserError(f"{file.name} does not fit its config.json.")
+                raise UserError(f"{file.name} does not match its config.json.")
             steps = [name for name in shapes if name.endswith("/step")] if file.stem == "trainer" else []
             others = {float(opened.get_tensor(name)) for name in steps} - {float(about["step"])}
         if others:
-            raise UserError(f"{file.name} is of another step than its config.json ({about['step']}).")
-    if (folder / "trainer.json").exists():  # older kept checkpoints have neither
+            raise UserError(f"the step of {file.name} differs from its config.json's ({about['step']}).")
+    if (folder / "trainer.json").exists():  # older kept checkpoints have neither file
         for name in ("trainer", HEAD) if tuned else ("trainer",):
             if not (folder / f"{name}.safetensors").is_file() and not (folder / name).is_dir():
-                raise UserError(f"it has a trainer.json and no {name}.safetensors.")
+                raise UserError(f"it has a trainer.json but no {name}.safetensors.")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -370,13 +370,12 @@ def _damage(folder: Path) -> DamagedCheckpoint | None:
     return None
 
 
-# Tensors are in one safetensors file, or split among ranks in a folder of several: one a rank, through
-# torch.distributed.checkpoint. Any number of ranks reads what any number wrote: each file's header says which part of a
-# tensor it holds.
+# Tensors are in one safetensors file, or in a folder with one file per rank by torch.distributed.checkpoint. Any number
+# of ranks can read files written by any number, because each file's header says which part of a tensor it contains.
 
 
 def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Write `name`: with "fsdp" this rank's parts (every rank must call), of tensors that all ranks hold only once."""
+    """Write `name`; with "fsdp" (every rank must call) this rank's parts, and tensors that all ranks have only once."""
     if ranks.parallel == "fsdp":
         _distributed("save", tensors, storage_writer=_storage("Writer")(str(folder / name), save_distributed=True))
     elif ranks.first:
@@ -385,12 +384,12 @@ def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], ranks
 
 
 def fill_from_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Read into the given tensors, each rank its own part; every rank must call it."""
+    """Read this rank's parts into the given tensors; every rank must call it."""
     _distributed("load", tensors, storage_reader=_storage("Reader")(str(folder)))
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Return the whole tensors called "weights", "trainer" or `HEAD`, on the processor, asking no other rank.
+    """Return the full tensors of "weights", "trainer" or `HEAD` on the CPU, without communication.
 
     Raises
     ------
@@ -398,14 +397,14 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         They cannot be read.
     """
     file, shards = folder / f"{name}.safetensors", folder / name
-    if not shards.is_dir():
+    if file.exists() or not shards.is_dir():
         try:
-            open_regular(file).close()  # a pipe or a device would be waited for
+            open_regular(file).close()  # opening a pipe or a device could block
             tensors = load_file(file)
             for key, value in tensors.items():
-                negative = key.endswith("/exp_avg_sq") and bool((value < 0).any())  # a mean of squares
+                negative = key.endswith("/exp_avg_sq") and bool((value < 0).any())  # the second moment
                 if value.dtype != torch.float32 or not torch.isfinite(value).all() or negative:
-                    raise UserError(f"{key} does not hold what a checkpoint's float32 tensors may")
+                    raise UserError(f"{key} has values that are not valid in a checkpoint's float32 tensors")
             return tensors
         except (OSError, SafetensorError, UserError) as error:
             raise DamagedCheckpoint(f"The checkpoint file {file} cannot be read ({first_line(error)}).") from error
@@ -415,7 +414,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         tensors = {key: torch.empty(about.size, dtype=about.properties.dtype) for key, about in known.items()}
         _distributed("load", tensors, storage_reader=reader, no_dist=True)
         return tensors
-    except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
+    except Exception as error:  # torch.distributed.checkpoint has no specific error class for damaged files
         raise DamagedCheckpoint(f"The checkpoint files in {shards} cannot be read ({first_line(error)}).") from error
 
 
@@ -428,6 +427,6 @@ def _storage(kind: str) -> Any:
 def _distributed(verb: str, tensors: Mapping[str, Tensor], **options: Any) -> None:
     from torch.distributed import checkpoint as dcp
 
-    with warnings.catch_warnings():  # one process may read or write a checkpoint alone
+    with warnings.catch_warnings():  # a single process may read or write a checkpoint
         warnings.simplefilter("ignore")
         getattr(dcp, verb)(dict(tensors), **options)

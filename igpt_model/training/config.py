@@ -1,4 +1,4 @@
-"""The settings of training and fine-tuning: the one source of the command line's flags, defaults and help texts."""
+"""Settings of training and fine-tuning, from which the command line takes its flags, defaults and help texts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,10 +16,10 @@ BETA = Range(0, 1, below=True)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of pre-training; the defaults are the paper's where it gives them.
+    """Settings of pre-training, with the paper's values as defaults if it states them.
 
-    Two choices are ours: gradients are clipped at norm 1 (the paper does not mention clipping) and the warm-up is given
-    in steps (the paper warms up for one epoch and lowers the learning rate by 3 until training is stable).
+    Two choices are ours: gradients are clipped at norm 1 (the paper does not mention clipping), and warm-up is measured
+    in steps (the paper warms up for one epoch and divides the learning rate by 3 until training is stable).
     """
 
     model: Literal["tiny", "S", "M", "L", "XL"] = option("tiny", "Preset of the transformer.", MODEL)
@@ -58,23 +58,23 @@ class TrainConfig:
     eval_every: int = option(250, "Updates between validation losses.", LOGS, COUNT)
     eval_images: int = option(1024, "Validation images used, evenly spaced.", LOGS, COUNT)
     checkpoint_every: int = option(250, "Updates between checkpoints.", LOGS, COUNT)
-    keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.", LOGS, COUNT)
+    keep_last: int = option(3, "Number of newest checkpoints kept with their optimiser state.", LOGS, COUNT)
     keep_at: tuple[int, ...] | None = option(
         None, "Steps whose checkpoints are kept permanently; by default powers of two from 64 on.", LOGS, COUNT_OR_NONE
     )
     spike: float = option(
-        0.5, "Stop when the loss regains this share of its decrease for 5 records; 0: never.", LOGS, NOT_NEGATIVE
+        0.5, "Stop if the loss loses this fraction of its decrease for 5 records; 0: never.", LOGS, NOT_NEGATIVE
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.keep_at is not None:
             object.__setattr__(self, "keep_at", tuple(sorted(self.keep_at)))
-        _ = self.transform, self.model_config  # their own checks, now rather than later
+        _ = self.transform, self.model_config  # run their checks now
 
     @property
     def transform(self) -> ImageTransform:
-        """How images are prepared for this run."""
+        """The image transform of this run."""
         return ImageTransform(self.resolution, self.resize, self.augment)
 
     @property
@@ -91,7 +91,7 @@ class TrainConfig:
         )
 
     def keeps(self, step: int) -> bool:
-        """Return whether a step's checkpoint is kept for good: `keep_at`, or powers of two from 64 on; and step 0."""
+        """Return whether a step's checkpoint is kept: `keep_at`, or powers of two from 64 on; and step 0."""
         powers = step >= 64 and step & (step - 1) == 0
         return step == 0 or (powers if self.keep_at is None else step in self.keep_at)
 
@@ -106,35 +106,35 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of fine-tuning; the defaults are the paper's where it gives them.
+    """Settings of fine-tuning, with the paper's values as defaults if it states them.
 
-    Ours are the clipping, the number of updates and the patience: the paper stops at the best validation accuracy and
-    gives no counts.
+    Clipping, the number of updates and the patience are ours; the paper stops at the best validation accuracy and
+    does not state numbers.
     """
 
     layer: int = option(-1, "Layer that the head reads: 0 the embedding, -1 the last.", MODEL, Range(-1, 1000))
-    gen_weight: float = option(1.0, "Weight of the pre-training loss beside the classes'.", OPTIMISATION, WEIGHT)
-    from_scratch: bool = option(False, "Start from random weights: the control without pre-training.", MODEL)
+    gen_weight: float = option(1.0, "Weight of the added pre-training loss.", OPTIMISATION, WEIGHT)
+    from_scratch: bool = option(False, "Start from random weights, as a control without pre-training.", MODEL)
     resolution: int = option(
         0,
-        "Side of the images in pixels; another one resizes the position table. 0: as in pre-training.",
+        "Side of the images in pixels; 0: as in pre-training. A different size resizes the position table.",
         DATA,
         Range(0, MAX_RESOLUTION),
     )
     augment: tuple[str, ...] = option((), "Random augmentation as for train; CIFAR: pad_crop:4 and flip.", DATA)
-    steps: int = option(1000, "Largest number of updates.", OPTIMISATION, COUNT)
+    steps: int = option(1000, "Maximum number of updates.", OPTIMISATION, COUNT)
     batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION, COUNT)
     micro_batch: int = option(0, "Images per forward pass on each rank; 0: all at once.", HARDWARE, COUNT_OR_NONE)
     lr: float = option(0.0003, "Learning rate; the paper's is a tenth of pre-training's.", OPTIMISATION, RATE)
-    warmup_steps: int = option(0, "Updates in which the rate rises; then it is constant.", OPTIMISATION, COUNT_OR_NONE)
+    warmup_steps: int = option(0, "Warm-up updates; then the rate is constant.", OPTIMISATION, COUNT_OR_NONE)
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", OPTIMISATION, BETA)
     weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper: 0.", OPTIMISATION, WEIGHT)
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
     patience: int = option(
-        5, "Stop after so many evaluations without a better one; 0: never.", OPTIMISATION, COUNT_OR_NONE
+        5, "Stop after this many evaluations without improvement; 0: never.", OPTIMISATION, COUNT_OR_NONE
     )
     eval_every: int = option(100, "Updates between evaluations, each of which writes a checkpoint.", LOGS, COUNT)
-    eval_masks: int = option(1, "Masks per image at evaluation (bert; the paper: 5).", LOGS, Range(1, 10_000))
+    eval_masks: int = option(1, "Masks per image at evaluation (bert; 5 in the paper).", LOGS, Range(1, 10_000))
     log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
     seed: int = option(0, "Seed of order, augmentation and masks, and of random weights.", OPTIMISATION, SEED)
     dtype: Literal["float32", "bfloat16"] = option("float32", PRECISION, HARDWARE)
@@ -146,7 +146,7 @@ class FinetuneConfig:
         check_settings(self)
 
     def transform(self, trained: ImageTransform) -> ImageTransform:
-        """Return how images are prepared: as in pre-training, at this run's resolution and with its augmentation."""
+        """Return the image transform: as in pre-training, at this run's resolution and with its augmentation."""
         return ImageTransform(self.resolution or trained.resolution, trained.resize, self.augment)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What training will cost: bytes and operations counted, three updates timed.
 
-A model that takes too long is timed with two blocks and fewer images, and its time scaled by the operations.
+A model that takes too long is timed with two blocks and fewer images, and the time is scaled by the operations.
 
 Letters: B images of a rank that are in flight (its micro-batch), T positions, D width, H heads, V colours, L blocks.
 """
@@ -21,7 +21,7 @@ from igpt_model.training.config import TrainConfig
 from igpt_model.training.engine import Engine
 
 FLOAT = 4
-CHECKPOINT_BYTES, KEPT_BYTES = 12, 4  # of a parameter, with Adam's moments and without
+CHECKPOINT_BYTES, KEPT_BYTES = 12, 4  # bytes per parameter, with and without Adam's moments
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def training_cost(
     if rate is None:
         rate, note = _update_rate(config, images, seconds)
     else:
-        note = f"{rate / 1e12:g} TFLOP/s a rank"
+        note = f"{rate / 1e12:g} TFLOP/s per rank"
     step = training_flops(model, images, config.checkpoint_blocks) / rate
     # a forward pass is a third of an update's work
     evaluation = step / images / 3 * min(config.eval_images, val_images) / ranks
     evaluations = 1 + math.ceil(config.steps / config.eval_every)
     saved = [0, *(done for done in range(1, config.steps + 1) if config.saves(done))]
-    # older ones that are kept lose their moments; at step 0 there are none yet
+    # older kept checkpoints lose their moments; at step 0 there are none yet
     a_parameter = sum(CHECKPOINT_BYTES if done else KEPT_BYTES for done in saved[-config.keep_last :])
     a_parameter += KEPT_BYTES * sum(config.keeps(done) for done in saved[: -config.keep_last])
     micro = min(config.micro_batch or images, images)
@@ -69,7 +69,7 @@ def training_cost(
 
 
 def _update_rate(config: TrainConfig, images: int, seconds: float) -> tuple[float, str]:
-    """FLOP/s of an update of `images` images, or of as large a part of it as the time allows, and which part."""
+    """FLOP/s of an update of `images` images, or of as large a part as time allows, and a note on the part."""
     device, model = find_device(config.device), config.model_config
     flops = partial(training_flops, checkpoint_blocks=config.checkpoint_blocks)
     with cpu_threads(config.threads):
@@ -93,19 +93,19 @@ def _update_rate(config: TrainConfig, images: int, seconds: float) -> tuple[floa
 
 
 def training_flops(config: ModelConfig, images: int, checkpoint_blocks: bool = False) -> int:
-    """Return the operations of training on so many images: backward costs two forward passes, recomputing one more."""
+    """Return the operations of training on these images: backward costs two forward passes, recomputing one more."""
     return (4 if checkpoint_blocks else 3) * config.flops_per_image * images
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dtype: str = "float32") -> float:
     """Return this machine's matrix-product rate in FLOP/s: the best of as many products as fit in `seconds`."""
     if device != "cpu":
-        size *= 8  # what keeps a GPU busy
+        size *= 8  # large enough to keep a GPU busy
     a = torch.full((size, size), 0.5, device=device, dtype=getattr(torch, dtype))
     best, until = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < until or best == math.inf:
         begun = time.perf_counter()
-        (a @ a)[0, 0].item()  # reading a number waits for the device
+        (a @ a)[0, 0].item()  # reading a number synchronises with the device
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
 
@@ -126,18 +126,18 @@ def rank_memory(
     Returns
     -------
     dict
-        weights, gradients, optimizer : float32, Adam's two moments; with "fsdp" this rank's share of them.
-        gathered : with "fsdp", the whole weights and gradients of the current blocks and of the embeddings.
-        activations : what the forward pass keeps for the backward pass; BERT, which predicts fewer places, keeps less.
-        transient : what the backward pass makes on the way, at its largest: an estimate.
+        weights, gradients, optimizer : float32, with Adam's two moments; with "fsdp" this rank's part.
+        gathered : with "fsdp", the full weights and gradients of the current blocks and of the embeddings.
+        activations : stored for the backward pass; less for BERT, which predicts fewer positions.
+        transient : estimate of the largest temporary memory of the backward pass.
     """
     t, d, v, half = config.n_positions, config.n_embd, config.vocab_size, dtype == "bfloat16"
     bt, btd = images * t, images * t * d
     with torch.device("meta"):
         shapes = [parameter.shape for parameter in IGPT(config).parameters()]
-    parts = ranks if parallel == "fsdp" else 1  # each tensor is cut by rows
+    parts = ranks if parallel == "fsdp" else 1  # each tensor is sharded by rows
     weights = FLOAT * sum(-(-shape[0] // parts) * math.prod(shape[1:]) for shape in shapes)
-    matrices = 12 * d * d + 2 * d  # of a block: the current one, the prefetched next one and one gradient
+    matrices = 12 * d * d + 2 * d  # per block: the current one, the prefetched next one and one gradient
     gathered = FLOAT * (3 * matrices + 2 * (config.n_params - config.n_layer * matrices)) if parallel == "fsdp" else 0
     # A block keeps its input, both norms' outputs before and after their gains, the state between, q, k, v, the mixed
     # values and the MLP's two hidden states (4 D each): 18 numbers of B T D; the norms' scales and the attention's
@@ -146,7 +146,7 @@ def rank_memory(
     block = FLOAT * bt * (2 + config.n_head) + (44 * btd + 24 * d * d if half else 72 * btd + 32 * d * d)
     # last state, normalised and as it enters the output matrix; log-probabilities; targets
     output = (10 * btd + 2 * v * d if half else 12 * btd) + FLOAT * bt * (1 + v) + 8 * bt
-    # gradients of the MLP's hidden states and of the residual stream, and the block itself if it is computed again
+    # gradients of the MLP's hidden states and of the residual stream, and the block itself if it is recomputed
     inside = (16 if half else 32) * btd + 8 * btd + (block if checkpoint_blocks else 0)
     activations = config.n_layer * (FLOAT * btd if checkpoint_blocks else block) + output
     state = {"weights": weights, "gradients": weights, "optimizer": 2 * weights, "gathered": gathered}

@@ -1,4 +1,4 @@
-"""One update and one evaluation, on one process or on many: the model, its optimiser, and nothing about runs.
+"""A model with its optimiser: updates and evaluations, on one process or several.
 
 AdamW with beta2 0.95, linear warm-up, cosine to zero (FACTS section 3). Every batch is the same whatever the number of
 ranks: rank r of R takes the r-th part of its rows. "ddp" keeps the whole model on each rank; "fsdp" (FSDP2,
@@ -39,15 +39,15 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
     join_group(device)
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, parallel)
     if batch_size % ranks.size:
-        raise UserError(f"batch_size is {batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
+        raise UserError(f"batch_size is {batch_size}; give a multiple of the number of ranks, {ranks.size}.")
     return ranks
 
 
 def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bool = False) -> nn.Module:
-    """Return `objective` (a module around `model` that gives the loss) as this run's ranks compute it.
+    """Wrap `objective` (a module around `model` that returns the loss) for this run's ranks.
 
-    "fsdp" changes `model` in place: its parameters become DTensors, split by rows, gathered a block at a time.
-    `some_unused`: not every parameter has a part in the loss, for which "ddp" must look at each pass.
+    "fsdp" changes `model` in place: its parameters become DTensors, sharded by rows and gathered one block at a time.
+    `some_unused`: the loss does not depend on every parameter, which "ddp" must detect in each pass.
     """
     if ranks.parallel == "ddp":
         objective.to(ranks.device)
@@ -60,7 +60,7 @@ def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bo
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-        for block in model.blocks:  # each moves to the device as it is split: the whole model is never there
+        for block in model.blocks:  # each block moves to the device when it is sharded, so never the full model
             fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
         return objective
@@ -68,7 +68,7 @@ def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bo
 
 
 def sum_later(shared: nn.Module, ranks: Ranks, later: bool) -> Any:
-    """Return the context of one part of a batch: with `later`, gradients are not exchanged yet but kept adding up."""
+    """Return the context for one part of a batch: with `later`, gradients are accumulated but not yet exchanged."""
     if ranks.parallel == "ddp" and later:
         return shared.no_sync()  # type: ignore[operator]  # only DistributedDataParallel comes here
     if ranks.parallel == "fsdp":
@@ -77,19 +77,19 @@ def sum_later(shared: nn.Module, ranks: Ranks, later: bool) -> Any:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be split among ranks as a plain one; all ranks must ask."""
+    """Return a tensor that may be sharded as a full one; all ranks must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class Objective(nn.Module):
-    """The model's own loss as a module: what DDP and FSDP wrap, so that their hooks see one forward pass."""
+    """The pre-training loss as a module for DDP and FSDP, whose hooks need a single forward pass."""
 
     def __init__(self, model: IGPT) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the scalar loss, and the same without gradient: what is reported."""
+        """Return the scalar loss, and the same detached for reporting."""
         loss = objectives.loss(self.model, tokens_BT, mask_BT)
         return loss, loss.detach()
 
@@ -132,7 +132,7 @@ class Engine:
         """
         config, ranks = self.config, self.ranks
         mine = ranks.part(0, len(tokens_BT))
-        # whole parts of the batch, of micro_batch images on every rank
+        # parts of the batch with micro_batch images on every rank
         micro = config.micro_batch or mine.stop - mine.start
         total = torch.zeros((), device=ranks.device)
         for start in range(mine.start, mine.stop, micro):
@@ -148,7 +148,7 @@ class Engine:
                 with self.autocast():
                     loss, parts = self.objective(*batch)
                     loss = loss * share
-                # DDP and FSDP take the mean over ranks, where the sum is meant
+                # DDP and FSDP average over ranks, but the sum is needed
                 (loss * ranks.size if ranks.size > 1 else loss).backward()
             total = total + share * parts
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf)
@@ -162,21 +162,21 @@ class Engine:
         """Return the context of a forward pass: bfloat16 if configured; the weights and the losses stay float32."""
         if self.config.dtype == "float32":
             return nullcontext()
-        # each matrix is cast once a pass: a cache of the casts would only keep them, of all blocks, until its end
+        # each matrix is cast once per pass, so a cache would only keep the casts of all blocks in memory
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     @torch.no_grad()
     def evaluate(self, tokens_NT: np.ndarray) -> float:
         """Return the mean pre-training loss over images, in nats per token; BERT masks depend on (seed, row)."""
         config, ranks, n_images = self.config, self.ranks, len(tokens_NT)
-        # DDP's wrapper would wait for the other ranks; FSDP's gathers the weights
+        # DDP's wrapper would wait for the other ranks, but FSDP's is needed to gather the weights
         sharded = ranks.parallel == "fsdp"
         objective = self.objective if sharded else self.plain
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, n_images, config.batch_size):
             mine = ranks.part(start, min(start + config.batch_size, n_images))
             n = mine.stop - mine.start
-            if n == 0:  # every rank must take part when weights are gathered
+            if n == 0:  # every rank must participate in gathering weights
                 mine = slice(start, start + 1)
             part, mask = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device), None
             if not self.model.config.causal:
@@ -193,10 +193,10 @@ class Engine:
         return optimizer_tensors(self.trained, self.optimizer)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights and optimiser state from a checkpoint that any number of ranks wrote."""
+        """Load weights and optimiser state from a checkpoint written by any number of ranks."""
         folder = checkpoint.path
         assert folder is not None
-        if self.ranks.parallel == "fsdp" and (folder / "weights").is_dir():
+        if self.ranks.parallel == "fsdp" and not (folder / "weights.safetensors").exists():
             fill_from_shards(folder / "weights", self.model.state_dict())
             fill_from_shards(folder / "trainer", start_optimizer(self.model, self.optimizer))
             return
@@ -216,7 +216,7 @@ class Engine:
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, steps: int, schedule: str = "cosine") -> float:
-    """Return the rate of update number `step` (from 0).
+    """Return the learning rate of update `step`, counted from 0.
 
     Linear from `peak / warmup_steps` to `peak`, then half a cosine to 0 after `steps` updates, or constant.
     """
@@ -229,9 +229,9 @@ def learning_rate(step: int, peak: float, warmup_steps: int, steps: int, schedul
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the parameters: the blocks' matrices decay, while embeddings, gains, biases and a classifier's head do not.
+    """Split the parameters: weight decay applies to the blocks' matrices, not to embeddings, gains, biases and heads.
 
-    The paper found that a decay of 0.01 made no difference; 0 is the default.
+    The paper found no difference with a decay of 0.01; the default is 0.
     """
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
@@ -244,12 +244,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def make_optimizer(
     model: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
 ) -> torch.optim.AdamW:
-    """Build AdamW in its fused form: one kernel a tensor list, on CPU as on CUDA."""
+    """Build fused AdamW, with one kernel per tensor list on both CPU and CUDA."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state by parameter name, e.g. "h.0.ln_1.g/exp_avg": safetensors holds it, no pickle."""
+    """Return the optimiser's state by parameter name, e.g. "h.0.ln_1.g/exp_avg", for storage without pickle."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": torch.as_tensor(value).detach()
@@ -259,19 +259,19 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put the tensors of `optimizer_tensors` back, whole ones also where the parameters are split among ranks."""
+    """Load the tensors of `optimizer_tensors`, which are full even if the parameters are sharded."""
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         owner, _, key = name.rpartition("/")
         parameter = parameters[owner]
-        # fused and capturable AdamW keep `step` where the parameter lives; the moments have its layout
+        # fused and capturable AdamW keep `step` on the parameter's device; the moments have its layout
         optimizer.state[parameter][key] = (
             like(parameter, tensor) if tensor.ndim else tensor.clone().to(parameter.device)
         )
 
 
 def start_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Give every parameter AdamW's state before a first update, to be filled in place; return it as tensors by name."""
+    """Create AdamW's state for every parameter before the first update, to be filled in place; return it by name."""
     for parameter in model.parameters():
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
@@ -282,7 +282,7 @@ def start_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a whole tensor where, and split as, the parameter is."""
+    """Return a copy of a full tensor on the parameter's device, sharded like the parameter."""
     if hasattr(parameter, "placements"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as a generator: a pre-trained iGPT, a linear head and the sum of both losses (paper, section 2.4).
+"""Fine-tuning as a generator of records: a pre-trained iGPT, a linear head and the sum of both losses (section 2.4).
 
 Letters: N images, B batch, P pixels per side, T = P * P tokens, K classes.
 """
@@ -28,12 +28,12 @@ from igpt_model.training.run import LossWatch, Record, Run, records_of
 
 __all__ = ["FinetuneConfig", "Labelled", "finetune"]
 
-_FREE = ("finetune.device", "finetune.threads", "finetune.parallel")  # may change between a run's parts
+_FREE = ("finetune.device", "finetune.threads", "finetune.parallel")  # may change when a run is resumed
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Prepared images, uint8 (N, P, P, 3) or what gives some for an index array, and classes (N,) from 0 to K-1."""
+    """Prepared images, uint8 (N, P, P, 3) or an object indexed by an array, and classes (N,) from 0 to K-1."""
 
     images: Any
     labels: np.ndarray
@@ -50,7 +50,7 @@ def finetune(
     data_provenance: Mapping[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Fine-tune a pre-trained model in the run folder `out`, or resume the run that is there.
+    """Fine-tune a pre-trained model in the run folder `out`, or resume the run in it.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def finetune(
         Prepared by `config.transform(source.transform)`.
     classes : K names
     out : path
-        Gets `config.json`, `metrics.jsonl` and `checkpoints/`: the best on validation and the two newest, readable
-        as any run's (`igpt:OUT`), with the head beside the weights (`classifier.load_classifier`).
+        Output folder for `config.json`, `metrics.jsonl` and `checkpoints/`: the best on validation and the two newest,
+        readable like those of any run (`igpt:OUT`), with the head (`classifier.load_classifier`).
     data_provenance : mapping, optional
         JSON values that name the data.
     stop : callable, optional
@@ -79,7 +79,7 @@ def finetune(
     Raises
     ------
     UserError
-        Other settings, model or data than the run in `out` has, or labels that do not fit.
+        Settings, model or data differ from those of the run in `out`, or labels are invalid.
     TrainingDiverged
         The loss is not finite.
     """
@@ -101,14 +101,14 @@ def finetune(
 
 
 class JointLoss(nn.Module):
-    """L_clf + weight x L_gen as a module: what DDP wraps, so that its hooks see one forward pass."""
+    """L_clf + weight x L_gen as a module for DDP, whose hooks need a single forward pass."""
 
     def __init__(self, classifier: Classifier, gen_weight: float) -> None:
         super().__init__()
         self.model, self.gen_weight = classifier, gen_weight
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum, a scalar, and its two parts without gradients (2,), the second 0 where it has no weight."""
+        """Return the sum, a scalar, and its two parts detached (2,), the second 0 if its weight is 0."""
         clf, own = self.model.losses(tokens_BT, labels_B, mask_BT, self.gen_weight > 0)
         total = clf if own is None else clf + self.gen_weight * own
         return total, torch.stack([clf, torch.zeros_like(clf) if own is None else own]).detach()
@@ -118,6 +118,7 @@ class Finetuning(Run):
     """A fine-tuning run. Letters: N images, K classes, M masks."""
 
     config: FinetuneConfig
+    free = tuple(name.replace("finetune", "config") for name in _FREE)
     state_schema: ClassVar = {"best_step": Int(0), "best_accuracy": Real(-1, 1), "stale": Int(0)}
 
     def __init__(
@@ -133,7 +134,7 @@ class Finetuning(Run):
         first = IGPT(source.config, seed=config.seed) if config.from_scratch else source.model
         igpt = at_resolution(first, transform.resolution)
         self.classifier = Classifier(igpt, len(run_config["classes"]), config.layer).to(ranks.device).train()
-        # without L_gen the output matrix, and blocks above the head's layer, have no part in the loss
+        # without L_gen the loss does not depend on the output matrix and the blocks above the head's layer
         loss = JointLoss(self.classifier, config.gen_weight)
         engine = Engine(config, ranks, loss, some_unused=not config.gen_weight)
         train, val = parts
@@ -149,7 +150,11 @@ class Finetuning(Run):
         )
         self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
         self.best_step, self.best_accuracy, self.stale = 0, -1.0, 0
-        self.accuracy: tuple[int, float] | None = None  # of the step at which it was last measured
+        self.accuracy: tuple[int, float] | None = None  # the step of the last evaluation
+
+    def recorded(self, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        made = provenance.get("finetune")
+        return {name: made.get(name) for name in self.about} if isinstance(made, dict) else {}, self.about
 
     def provenance(self) -> dict[str, Any]:
         about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}
@@ -195,7 +200,7 @@ class Finetuning(Run):
 
     @property
     def worth_saving(self) -> bool:
-        # a checkpoint that skips its evaluation could never be the best one
+        # a checkpoint without an evaluation could never be the best one
         return not self.evaluating or self.measured is not None
 
     @property
@@ -219,6 +224,6 @@ def _check_labels(name: str, part: Labelled, n_classes: int) -> None:
     fits = labels.shape == (len(part.images),) and labels.dtype.kind in "iu"
     if not fits or labels.min() < 0 or labels.max() >= n_classes:
         raise UserError(
-            f"The {name} labels are {labels.dtype} {labels.shape}, but 0 to {n_classes - 1} is needed, "
-            f"one for each of {len(part.images)} images."
+            f"The {name} labels are {labels.dtype} {labels.shape}; give {len(part.images)} integers "
+            f"from 0 to {n_classes - 1}, one per image."
         )

@@ -1,7 +1,7 @@
-"""Pre-training as a generator of records: the caller shows them, plots them or stops.
+"""Pre-training as a generator of records, which the caller can print, plot, or stop.
 
-Everything random comes from (seed, step): a run that is resumed with the same settings ends with the same bits
-on the same kind of machine and number of threads. Letters in shapes: N images, B batch, P pixels per side.
+All randomness is derived from (seed, step), so a run resumed with the same settings gives bit-identical results on the
+same type of machine with the same number of threads. Letters in shapes: N images, B batch, P pixels per side.
 """
 
 import math
@@ -25,8 +25,11 @@ from igpt_model.training.run import LossWatch, Record, Run, TrainingDiverged, re
 
 __all__ = ["TrainConfig", "TrainingDiverged", "train"]
 
-# may change between a run's parts
-_FREE = ("device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile")
+# may change when a run is resumed
+_FREE = [
+    f"train.{name}"
+    for name in ["device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile"]
+]
 
 
 @checked
@@ -39,15 +42,15 @@ def train(
     palette: Palette | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Train an iGPT in the run folder `out`, or resume the run that is there.
+    """Train an iGPT in the run folder `out`, or resume the run in it.
 
     Parameters
     ----------
     config : TrainConfig
-    train_images, val_images : uint8 array (N, P, P, 3), or anything with a length that gives one for an index array
-        Prepared images: `config.transform` prepares any image.
+    train_images, val_images : uint8 array (N, P, P, 3), or an object with a length that returns one for an index array
+        Images prepared by `config.transform`.
     out : path
-        Gets `config.json`, `metrics.jsonl` and `checkpoints/`.
+        Output folder for `config.json`, `metrics.jsonl` and `checkpoints/`.
     data_provenance : mapping, optional
         JSON values that name the data; stored in the run and in every checkpoint.
     palette : Palette, optional
@@ -66,7 +69,7 @@ def train(
     Raises
     ------
     UserError
-        Other settings or data than the run in `out` has, or images of another size.
+        Settings or data differ from those of the run in `out`, or images have the wrong size.
     TrainingDiverged
         The loss is not finite, or has risen and stays high.
     """
@@ -77,7 +80,7 @@ def train(
         check_compiler(ranks.device)
     if palette is not None and len(palette) != config.n_colours:
         raise UserError(
-            f"The palette has {len(palette)} colours and the model {config.n_colours}; give n_colours={len(palette)}."
+            f"The palette has {len(palette)} colours but the model {config.n_colours}; give n_colours={len(palette)}."
         )
     provenance = dict(data_provenance or {})
     data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": provenance}
@@ -86,7 +89,7 @@ def train(
     images = train_images, val_images
     yield from records_of(
         lambda: Pretraining(config, Path(out), ranks, images, palette, provenance),
-        *(run_config, [f"train.{name}" for name in _FREE], out, ranks, config.threads, stop),
+        *(run_config, _FREE, out, ranks, config.threads, stop),
     )
 
 
@@ -94,6 +97,7 @@ class Pretraining(Run):
     """A pre-training run."""
 
     config: TrainConfig
+    free = _FREE
     state_schema: ClassVar = {"lowest": (Real(0), math.inf), "bad_records": Int(0)}
 
     def __init__(
@@ -105,7 +109,7 @@ class Pretraining(Run):
         palette: Palette | None,
         data_provenance: dict[str, Any],
     ) -> None:
-        # the output matrix starts at zero, so that training starts at the loss log(n_colours)
+        # the output matrix is initialised to zero, so the initial loss is log(n_colours)
         watch = LossWatch(math.log(config.n_colours), config.spike)
         train, val = images[0], Spaced(images[1], config.eval_images)
         super().__init__(
@@ -125,9 +129,12 @@ class Pretraining(Run):
         if self.new:
             yield from self.evaluate_and_save(pausing=False)
 
+    def recorded(self, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        mine = {"train": self.config.to_dict(), "data": self.data_provenance}
+        return {name: provenance.get(name) for name in mine}, mine
+
     def provenance(self) -> dict[str, Any]:
-        made = {"train": self.config.to_dict(), "data": self.data_provenance}
-        return {**made, "torch": torch.__version__, "data_hash": self.data.hash}
+        return {**self.recorded({})[1], "torch": torch.__version__, "data_hash": self.data.hash}
 
     def evaluation(self) -> Record:
         return {"val_loss": self.engine.evaluate(self.data.val)}

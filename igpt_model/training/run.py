@@ -1,6 +1,6 @@
-"""Runs, pre-training and fine-tuning alike: restored, updated, evaluated, saved.
+"""The training loop of a run, for pre-training and fine-tuning: restore, update, evaluate, save.
 
-`Run` contains the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
+`Run` is their common base class; `pretrain` and `finetune` derive from it.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from igpt_model.devices import cpu_threads
+from igpt_model.differences import differ
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
 from igpt_model.locks import RUN_LOCK, run_lock
@@ -51,9 +52,9 @@ def records_of(
     threads: int,
     stop: Callable[[], bool] | None,
 ) -> Iterator[Record]:
-    """Start or resume the run that `make` returns, and yield its records; rank 0 holds the folder meanwhile.
+    """Start or resume the run returned by `make` and yield its records; rank 0 locks the folder meanwhile.
 
-    Settings named in `free` may differ from those in `run_config` that the run in `out` was started with.
+    Settings named in `free` may differ from those that the run in `out` was started with.
     """
     with ExitStack() as held:
         ranks.once(lambda: held.enter_context(run_lock(out)))
@@ -64,18 +65,18 @@ def records_of(
         yield from run.records(stop)
 
 
-PATIENCE = 5  # records in a row for which a spiking loss is watched before training stops
+PATIENCE = 5  # number of consecutive records with a high loss before training stops
 
 
 class TrainingDiverged(UserError):  # noqa: N818 (it names what happened, as StopIteration does)
-    """The loss became infinite or NaN, or rose and stayed high; the last good checkpoint is still there."""
+    """The loss became infinite or NaN, or rose and stayed high; the last good checkpoint is kept."""
 
 
 class LossWatch:
     """Checks every record of the training loss.
 
-    `first` is the loss at which training starts; `spike` the share of its decrease since then that may be lost again
-    (0: any, so that only finiteness is checked).
+    `first` is the initial loss; `spike` is the fraction of the decrease since then that may be lost (0 disables this
+    check, so that only finiteness is checked).
     """
 
     def __init__(self, first: float = 0.0, spike: float = 0.0) -> None:
@@ -84,7 +85,7 @@ class LossWatch:
 
     @property
     def reliable(self) -> bool:
-        """Whether the weights may be saved: a loss that has risen is watched for a while first."""
+        """Whether the weights may be saved, that is, the loss is not currently high."""
         return self.bad_records == 0
 
     def check(self, step: int, loss: float, norm: float, last: bool, good: int | None) -> None:
@@ -95,17 +96,17 @@ class LossWatch:
         advice = f"the last good checkpoint is of step {good}; start again in another folder with a lower lr"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
-                f"The loss or its gradient is not finite at step {step} (loss {loss}, gradient norm {norm}): {advice}."
+                f"The loss or its gradient is not finite at step {step} (loss {loss}, gradient norm {norm}); {advice}."
             )
         self.lowest = min(self.lowest, loss)
         limit = self.lowest + self.spike * (self.first - self.lowest)
-        # early on, before there is progress to lose, worse than guessing by half counts
+        # early on, before the loss has decreased, count a loss of 1.5 times random guessing
         learned = self.first - self.lowest > 0.05
         risen = self.spike > 0 and loss > (limit if learned else 1.5 * self.first)
         self.bad_records = self.bad_records + 1 if risen else 0
         if self.bad_records >= PATIENCE or (self.bad_records and last):
             raise TrainingDiverged(
-                f"The loss was {self.lowest:.3f} at best, is {loss:.3f} at step {step} and stays high: {advice}."
+                f"The loss is {loss:.3f} at step {step} and stays high (lowest: {self.lowest:.3f}); {advice}."
             )
 
 
@@ -115,13 +116,14 @@ class Run(ABC):
     Parameters
     ----------
     transform : augments the training images
-    first_palette : returns the palette of a run that has no checkpoint yet; called on rank 0
+    first_palette : returns the palette of a run without checkpoints; called on rank 0
     encode : returns the data as tokens of a palette
     """
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
-    state_schema: ClassVar[dict[str, Any]]  # what resuming needs beside weights and optimiser: attributes of `progress`
+    free: ClassVar[Iterable[str]]  # names of what `recorded` returns that may differ
+    state_schema: ClassVar[dict[str, Any]]  # state for resuming besides weights and optimiser: attributes of `progress`
 
     def __init__(
         self,
@@ -138,21 +140,25 @@ class Run(ABC):
         self.step = 0
         self.place = self._place()  # before anything is written
         self.progress: Any = self  # the object whose attributes `state_schema` names
-        self.circumstances: Record = {}  # further values of trainer.json, which nothing depends on
-        # what each update since the last record returned, on the device: the host need not wait for every step
+        self.circumstances: Record = {}  # further, purely informative values of trainer.json
+        # results of the updates since the last record, on the device, so that the host need not wait at every step
         self.updates: list[tuple[Tensor, Tensor]] = []
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Return the JSON values that a checkpoint records about its origin."""
+        """Return the provenance of a checkpoint as JSON values."""
+
+    @abstractmethod
+    def recorded(self, provenance: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the settings in a checkpoint's provenance, and this run's."""
 
     @abstractmethod
     def evaluation(self) -> Record:
-        """Evaluate on the validation images and return what is recorded."""
+        """Evaluate on the validation images and return the values to record."""
 
     @abstractmethod
     def loss_record(self, parts: list[float]) -> Record:
-        """Return the losses of a step record from the mean of what the objective reports; "loss" is watched."""
+        """Return the losses of a step record from the mean of the reported losses; "loss" is checked for divergence."""
 
     @property
     @abstractmethod
@@ -162,7 +168,7 @@ class Run(ABC):
     @property
     @abstractmethod
     def kept(self) -> tuple[int, set[int]]:
-        """How many of the newest checkpoints are kept, and the steps of those that are kept besides."""
+        """How many of the newest checkpoints are kept, and the steps of others that are kept."""
 
     @property
     def worth_saving(self) -> bool:
@@ -171,11 +177,11 @@ class Run(ABC):
 
     @property
     def reason(self) -> str | None:
-        """Why no update is left to do, or None."""
+        """Why the run has ended, or None."""
         return "steps" if self.step >= self.config.steps else None
 
     def extra_fields(self, kind: str) -> Record:
-        """Return what a "start" or "end" record contains beyond the fields of every run."""
+        """Return the additional fields of a "start" or "end" record."""
         return {}
 
     def open(self, changed: dict[str, Any]) -> Iterator[Record]:
@@ -188,6 +194,11 @@ class Run(ABC):
         if found is None:
             self.palette = self.ranks.once(self.first_palette)
         else:
+            if differing := differ(*self.recorded(found.provenance), self.free):
+                raise UserError(
+                    f"The checkpoint {found.path} was made with other settings than the run's config.json has now: "
+                    f"{differing}; restore config.json, or give another --out."
+                )
             self.palette, self.step = found.palette, found.step
             self.engine.restore(found)
             for name in self.state_schema:
@@ -195,8 +206,8 @@ class Run(ABC):
         self.data = self.encode(self.palette)
         if state and state["data_hash"] != self.data.hash:
             raise UserError(
-                f"The images or labels are not those that the run in {self.out} was started with, although their "
-                "number and name agree; give the same data or another --out."
+                f"The images or labels differ from those that the run in {self.out} was started with, although their "
+                "number and name are the same; give the same data or another --out."
             )
         self.tokens_per_step = self.config.batch_size * self.data.train.shape[1]
         steps = range(self.step, self.config.steps)
@@ -225,7 +236,7 @@ class Run(ABC):
         if self.ranks.size == 1:
             yield from self._records(stop)
             return
-        # torchrun and Slurm end their processes by SIGTERM; ranks must stop at the same update
+        # torchrun and Slurm terminate processes with SIGTERM; all ranks must stop at the same update
         with interrupts_deferred(signal.SIGINT, signal.SIGTERM) as interrupted:
             yield from self._records(lambda: bool(interrupted) or (stop is not None and stop()))
 
@@ -239,12 +250,12 @@ class Run(ABC):
                 counted += 1
                 recording = self.saving or self.evaluating or self.step % self.config.log_every == 0
                 wanted = wanted or bool(interrupted) or (stop is not None and stop())
-                # ranks agree when they exchange losses anyway: asking at every update would have them wait
+                # ranks agree only when they exchange losses, because doing so at every update would make them wait
                 pausing = wanted if not several else recording and self.ranks.any(wanted)
                 if recording or pausing:
                     yield self.log(self.step_record(counted, self.clock() - begun))
                     yield from self.evaluate_and_save(pausing)
-                    # only now: evaluations, checkpoints and the caller's own work do not count in tokens a second
+                    # only now, to exclude evaluations, checkpoints and the caller's work from tokens per second
                     begun, counted = self.clock(), 0
                 if interrupted:
                     raise KeyboardInterrupt
@@ -253,8 +264,8 @@ class Run(ABC):
                     return
             yield {"kind": "end", "step": self.step, **self.extra_fields("end")}
         except (GeneratorExit, KeyboardInterrupt):
-            # the loop over the records was left, or Ctrl-C came between two updates; several ranks cannot know that the
-            # others left as well
+            # the caller left the loop, or Ctrl-C came between two updates; several ranks cannot know whether the
+            # others left too
             if not several:
                 self.rescue()
             raise
@@ -278,7 +289,7 @@ class Run(ABC):
         return tokens, masks, rows
 
     def update(self) -> None:
-        """Take the step's batch and update the weights."""
+        """Update the weights on the batch of the step."""
         tokens, masks, rows = next(self.batches)
         labels = None if self.data.train_labels is None else self.data.train_labels[rows]
         self.updates.append(self.engine.update(tokens, masks, self.rate(self.step), labels))
@@ -289,7 +300,7 @@ class Run(ABC):
         return learning_rate(step, self.config.lr, self.config.warmup_steps, self.config.steps, self.schedule)
 
     def step_record(self, updates: int, seconds: float) -> Record:
-        """Return the record of the updates since the last one; raise `TrainingDiverged` where their loss is unsound."""
+        """Return the record of the updates since the last one; raise `TrainingDiverged` if the loss has diverged."""
         parts, norms = (torch.stack(values) for values in zip(*self.updates, strict=True))
         self.updates = []
         losses = self.loss_record(self.ranks.sum(parts.mean(0)).reshape(-1).tolist())
@@ -306,15 +317,15 @@ class Run(ABC):
         }
 
     def evaluate_and_save(self, pausing: bool) -> Iterator[Record]:
-        """Evaluate and save where that is due, and save a run that pauses."""
+        """Evaluate and save if due, and save a run that pauses."""
         if self.evaluating:
             yield self.log({"kind": "eval", "step": self.step, **self.evaluation()})
         if (self.saving or pausing) and self.worth_saving:
             yield self.save()
 
     def rescue(self) -> None:
-        """Save what is not saved yet: the loop was left between two updates, with whole weights."""
-        if self.updates:  # what was summed since the last record is not in a checkpoint: write it down first
+        """Save unsaved progress after the loop was left between two updates."""
+        if self.updates:  # first record the losses since the last record, which are not stored in a checkpoint
             self.log(self.step_record(0, 1.0))
         if self.worth_saving and not checkpoint_path(self.out, self.step).exists():
             self.save()
@@ -323,7 +334,7 @@ class Run(ABC):
         """Write a checkpoint and remove those no longer kept; return the checkpoint record."""
         if not self.engine.finite():
             raise TrainingDiverged(
-                f"The weights are not finite at step {self.step}; the last checkpoint is still good."
+                f"The weights are not finite at step {self.step}; start again from the last checkpoint."
             )
         folder = checkpoint_path(self.out, self.step)
         record = self.log({"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))})
@@ -348,14 +359,14 @@ class Run(ABC):
         return found.st_dev, found.st_ino
 
     def _is_saved(self, folder: Path) -> bool:
-        """Whether the checkpoint is there: it is if it was kept for good and later ones were lost.
+        """Whether the checkpoint already exists, as when it was kept permanently and later ones were lost.
 
-        A `UserError` if it is damaged, or where the run's folder is no longer the one that this run holds the lock of.
+        `UserError` if it is damaged, or if the run's folder is no longer the one that this run has locked.
         """
         if self._place() != self.place:
             raise UserError(
-                f"The run folder {self.out} was moved, removed or replaced, or its {RUN_LOCK} was, while the run wrote "
-                "into it: nothing more is written; start the same command again with the folder where it is now."
+                f"The run folder {self.out} or its {RUN_LOCK} was moved, removed or replaced during the run, which has "
+                "stopped; start the same command again with the current path of the folder."
             )
         if folder.exists():
             check_checkpoint(folder)
@@ -370,7 +381,7 @@ class Run(ABC):
 
 @contextmanager
 def interrupts_deferred(*signals: int) -> Iterator[list[int]]:
-    """Collect these signals (Ctrl-C is SIGINT) until the weights are whole again; outside the main thread, none."""
+    """Defer these signals (Ctrl-C is SIGINT) until the weights are consistent; does nothing outside the main thread."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -1,4 +1,4 @@
-"""A run folder's files: `config.json`, its settings and data, and `metrics.jsonl`, one line per record."""
+"""Files of a run folder: `config.json` with settings and data, and `metrics.jsonl` with one line per record."""
 
 import json
 import os
@@ -18,35 +18,42 @@ _MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accura
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
     """Start a run in `out`, or resume the existing one if its settings are the same.
 
-    A run without a checkpoint has nothing to resume: one with other settings takes its place.
+    A run without a checkpoint cannot be resumed and is replaced by one with different settings.
 
-    Names in `free`, such as "train.threads", may differ; those that do are returned with their new values.
+    Settings in `free`, such as "train.threads", may differ; those that do are returned with their new values.
 
     Raises
     ------
     UserError
-        `out` can't be written, or holds a run with other settings; the message names those that differ.
+        `out` is not writable, or contains a run with different settings, which the message lists.
     """
+    path = Path(out) / "config.json"
+    checkpoints = any(Path(out).glob("checkpoints/*[0-9]*"))
 
     def begun(there: Mapping[str, Any]) -> bool:
         ours = {"train", "finetune"} & there.keys()
-        if ours and not any(Path(out).glob("checkpoints/*[0-9]*")):
+        if not checkpoints and (ours or not there):
             return False
+        if not there:
+            raise UserError(
+                f"{out} contains checkpoints, but no config.json that names their run; restore it, or give another "
+                "--out."
+            )
         if other := ours - settings.keys():
             raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
         return True
 
-    return claim(Path(out) / "config.json", settings, begun, "a run", free)
+    return claim(path, settings, begun, "a run", free)
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`; opened for a step, it first removes the records of later steps."""
+    """Appends records to `metrics.jsonl`, after removing the records of steps later than the given one."""
 
     def __init__(self, path: str | Path, step: int | None) -> None:
         self.path = Path(path)
-        check_target(self.path)  # a link in its place would be written through
+        check_target(self.path)  # writing would follow a link
         records = [] if step is None else [r for r in read_metrics(self.path, step) if r["step"] <= step]
-        # a new file in any case: one with a second name (hard link) would change under both
+        # always a new file, because a hard link would change under its other name too
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close(), at the end of the run)
 
@@ -56,7 +63,7 @@ class MetricsLog:
         self._file.flush()
 
     def sync(self) -> None:
-        """Push the lines to disk: before a checkpoint counts, its metrics do."""
+        """Flush the lines to disk, so that metrics are stored before their checkpoint."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -65,14 +72,14 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path, step: int | None = None) -> list[dict[str, Any]]:
-    """Return the records of a `metrics.jsonl`; a torn last line is left out.
+    """Return the records of a `metrics.jsonl`, without an incomplete last line.
 
-    With `step`, damaged lines are left out too where only records of later steps follow, which resuming cuts off.
+    With `step`, damaged lines are also left out if only records of later steps follow, which resuming removes.
 
     Raises
     ------
     UserError
-        A line is no record, and records that are needed follow it; the message names the line.
+        A line is not a record but is followed by needed records; the message names the line.
     """
     path = Path(path)
     if not path.exists():

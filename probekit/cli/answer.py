@@ -1,4 +1,4 @@
-"""How a verb's answer is shown: text by its type, or one JSON value."""
+"""Print the return value of a command: as text by its type, or as one JSON value."""
 
 import json
 from collections.abc import Container, Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def present(answer: Any) -> None:
-    """Print what a verb returned. A dict or list is for --json alone: the verb has printed its text itself."""
-    # by name, so that no type has to be imported to be asked for
+    """Print what a command returned. A dict or list is printed with --json only: the command prints its own text."""
+    # compared by name, so that the types need not be imported
     kind = next((name for name in (base.__name__ for base in type(answer).__mro__) if name in _TYPES), None)
     if wants_json() and answer is not None:
         value = _TYPES[kind][1](answer) if kind else _plain(answer)
@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
 
 
 def show_curves(*results: Path, runs: Sequence[str] = (), keys: Container[str] | None = None) -> bool:
-    """Draw the depth curves of results in the terminal, each with its verdict below; return whether one was.
+    """Draw the depth curves of results in the terminal, each with its verdict below; return whether there are any.
 
     With `keys`, only figures in which a record has one of them.
     """

@@ -1,4 +1,4 @@
-"""What a verb prints: its answer on stdout; remarks, progress and, with -v, details on stderr."""
+"""Output of commands: the answer on stdout; remarks, progress and, with -v, details on stderr."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ _state = _State()
 
 
 def settle(json: bool = False, quiet: bool = False, verbose: bool = False, debug: bool = False) -> None:
-    """Take over the output flags of the command line; `debug` concerns errors, which `main` reports."""
+    """Set the output flags of the command line; `debug` is used by `main`, which reports errors."""
     _state.json, _state.quiet, _state.verbose, _state.reached = json, quiet, verbose, ""
 
 
@@ -39,12 +39,12 @@ def shows_progress() -> bool:
 
 
 def wants_json() -> bool:
-    """Whether stdout takes one JSON value instead of text."""
+    """Whether the answer is one JSON value instead of text."""
     return _state.json
 
 
 def reached(words: str | None = None) -> str:
-    """How far the work at hand is, for the message after Ctrl-C; with `words`, set it."""
+    """Progress of the current work, for the message after Ctrl-C; with `words`, set it."""
     if words is not None:
         _state.reached = words
     return _state.reached
@@ -52,7 +52,7 @@ def reached(words: str | None = None) -> str:
 
 @contextmanager
 def only_rank0_prints() -> Iterator[None]:
-    """Within it, what another rank than 0 prints on stdout is discarded."""
+    """Context in which stdout of all ranks except 0 is discarded."""
     if is_rank0():
         yield
     else:
@@ -79,7 +79,7 @@ def detail(text: str) -> None:
 
 
 def rich_console(**options: Any) -> Any:
-    """A rich console that prints text as it is, ":bug:" and "[red]" too.
+    """A rich console that prints text unchanged, including ":bug:" and "[red]".
 
     A closed stdout (`| head`) is left to `main`, where rich would end the process itself.
     """
@@ -101,9 +101,9 @@ def _print(text: Any, style: str | None, stderr: bool) -> None:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Any]:
-    """Show progress on stderr until the block ends; under torchrun rank 0 alone does, and with -q nobody.
+    """Show progress on stderr until the block ends; under torchrun on rank 0 only, with -q not at all.
 
-    `unit` is what is counted, for example "steps". "" is for work in named stages, each with a bar of its own: the
+    `unit` is what is counted, for example "steps". "" is for work in named stages with separate bars: the
     yielded function then takes (stage, unit, done, total, note). How far the work is, Ctrl-C reports.
     """
     with ExitStack() as bars:
@@ -136,7 +136,7 @@ def table(frame: Any) -> Any:
     for name, column in frame.items():
         words = visible(name).split("_")
         number, longest = column.dtype.kind in "fiu", max(map(len, words))
-        # in a narrow terminal a heading is broken between words, never cut within one; a cell loses no character
+        # in a narrow terminal headings wrap between words, and cells wrap instead of being cut off
         made.add_column(" ".join(words), justify="right" if number else "left", min_width=longest, overflow="fold")
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))

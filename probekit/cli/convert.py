@@ -20,7 +20,7 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
     ----------
     source
         A run (RUN or RUN@STEP), a folder written by save_pretrained, or one of OpenAI's TensorFlow checkpoints
-        (the prefix model.ckpt-1000000, the .index file, or a folder that holds one checkpoint).
+        (the prefix model.ckpt-1000000, the .index file, or a folder with one checkpoint).
     target
         A new folder.
     palette
@@ -65,7 +65,7 @@ def _write_run(
     from igpt_model.training.checkpoint import save_checkpoint
 
     if palette is None or transform is None:
-        raise UserError(f"{source} comes without colour clusters, which images need ({where}).")
+        raise UserError(f"{source} has no colour clusters, which are needed for images ({where}).")
     checkpoint = Path("checkpoints") / "0000000"
     with new_folder(target) as partial:
         save_checkpoint(partial / checkpoint, model, palette, transform, 0, provenance={"source": source})

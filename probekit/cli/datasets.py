@@ -1,4 +1,4 @@
-"""`probekit datasets`: what is known by name; `probekit datasets fetch NAME` downloads one."""
+"""`probekit datasets` lists data sets known by name; `probekit datasets fetch NAME` downloads one."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def datasets(action: str | None = None, name: str | None = None, *, root: Path |
 
     if action != "fetch":
         raise UserError(
-            f"{action!r} is no action of `probekit datasets`: without one it lists data sets, fetch downloads."
+            f"{action!r} is not an action of `probekit datasets`; give fetch to download, or nothing to list data sets."
         )
     if name is None or (root is None and name in REMOTES):
         raise UserError(

@@ -1,4 +1,4 @@
-"""`probekit demo`: from nothing to a depth curve in minutes; each stage goes on where a killed run stopped."""
+"""`probekit demo`: train, extract and probe in minutes; each stage resumes after an interruption."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -16,16 +16,18 @@ from probekit.cli.console import note, progress
 from probekit.runtime.errors import UserError
 
 RECIPE = "Recipe"
-FASHION_IMAGES = 3000  # of each split of Fashion-MNIST: enough for the verdict, and minutes of features and probes
-LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
-LARGEST_C = 5000.0  # of the igpt protocol's grid: weaker penalties cost most, and no demo has chosen more than 600
-GREEDY_LAYERS = 2  # how many layers the demo's greedy choice may join: each further one costs as much as the sweep
-MOST_WORKERS = 4  # a process takes seconds to start, and there are some fifty fits to share
+FASHION_IMAGES = 3000  # per split of Fashion-MNIST: enough for the verdict, and extraction and probes take minutes
+LAYERS = {"features-random.h5": "*[02468]"}  # a subset, since this control changes little from layer to layer
+LARGEST_C = (
+    5000.0  # limits the igpt protocol's grid: weak penalties are the slowest, and no demo has chosen more than 600
+)
+GREEDY_LAYERS = 2  # limit for the demo's greedy choice: each further layer takes as long as the sweep
+MOST_WORKERS = 4  # a process takes seconds to start, and there are only about fifty fits
 
 
 @dataclass(frozen=True)
 class DemoRecipe:
-    """What the demo trains: the shipped checkpoint's recipe with fewer steps, about three minutes on two CPU cores."""
+    """The demo's training recipe: that of the packaged checkpoint with fewer steps, three minutes on two cores."""
 
     steps: int = option(800, "Number of updates.", RECIPE)
     batch_size: int = option(32, "Images per update.", RECIPE)
@@ -42,10 +44,10 @@ class DemoRecipe:
         return TrainConfig(**own, eval_every=300, eval_images=512, checkpoint_every=50, keep_last=2, keep_at=())
 
     def check(self, on: str, pretrained: bool) -> None:
-        """Refuse sizes that cannot be, and flags that would change nothing, as a `UserError`."""
+        """Raise `UserError` for impossible sizes, and for flags that would change nothing."""
         _ = self.train_config()
         if on == "fashion-mnist" and not pretrained:
-            raise UserError("--on fashion-mnist probes the checkpoint in the package: add --pretrained.")
+            raise UserError("--on fashion-mnist needs the checkpoint in the package; add --pretrained.")
         check_at_least(limit=(self.limit, 1))
         idle = [f"--{one.name.replace('_', '-')}" for one in fields(self) if getattr(self, one.name) != one.default]
         if pretrained and set(idle) - {"--limit"}:
@@ -84,7 +86,7 @@ def demo(
     from probekit.runtime.workers import worker_processes
 
     seconds: dict[str, float] = {}
-    recipe.check(on, pretrained)  # before anything is written: a refused recipe leaves no folder behind
+    recipe.check(on, pretrained)  # before the folder is created
     data = load_dataset(on)
     if on == "fashion-mnist":
         recipe = replace(recipe, limit=recipe.limit or FASHION_IMAGES)
@@ -110,7 +112,7 @@ def demo(
 
 
 ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels:{side}", "features-random.h5": "random:{out}"}
-SIDES = {"wandering-digits": 12, "fashion-mnist": 14}  # of the pictures that the models see
+SIDES = {"wandering-digits": 12, "fashion-mnist": 14}  # sides of the models' input images
 
 
 def _extract(out: Path, data: Any, limit: int | None) -> None:
@@ -134,7 +136,7 @@ def _probe(out: Path, shown: bool = True) -> None:
     def stage(what: str, unit: str) -> AbstractContextManager[Any]:
         return progress(what, unit) if shown else nullcontext()
 
-    # a helper begins at the other end, so that none waits while the last fit of a file is finished
+    # workers start at opposite ends, so that none waits for the last fit of a file
     for file in ENCODERS if shown else reversed(ENCODERS):
         with stage(f"probe {file.removesuffix('.h5')}", "fits") as show:
             sweep(out / file, out=out, Cs=Cs, layers=LAYERS.get(file), progress=show)
@@ -144,24 +146,24 @@ def _probe(out: Path, shown: bool = True) -> None:
 
 
 def _open(out: Path, settings: dict[str, Any]) -> None:
-    """Write what this demo is, also over one that has made nothing yet; refuse a folder of anything else."""
+    """Write the demo's configuration; refuse a folder with another demo's results or other files."""
     path = out / "demo.json"
     begun = any(out.glob("checkpoints/*[0-9]*")) or any(out.glob("*.h5"))
     if not path.exists() and out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
-        raise UserError(f"{out} is not empty and contains no demo; give another --out.")
+        raise UserError(f"{out} is not empty and does not contain a demo; give another --out.")
     claim(path, settings, lambda _: begun, "a demo")
 
 
 def pretrained_files(on: str = "wandering-digits") -> Any:
-    """The run folder that ships in the package, as an importlib Traversable; a `UserError` where there is none."""
+    """The run folder in the package, as an importlib Traversable; raises `UserError` if there is none."""
     folder = files("probekit") / "pretrained" / on
     if not (folder / "checkpoints").is_dir():
-        raise UserError("This installation has no checkpoint for --pretrained; leave it out, and the demo trains one.")
+        raise UserError("This installation has no checkpoint for --pretrained; leave it out to train a model.")
     return folder
 
 
 def use_pretrained(out: Path, on: str) -> None:
-    """Copy the package's run folder to `out`: the checkpoint appears whole or not at all."""
+    """Copy the package's run folder to `out` atomically."""
     source = pretrained_files(on)
     for checkpoint in (source / "checkpoints").iterdir():
         target = out / "checkpoints" / checkpoint.name

@@ -1,4 +1,4 @@
-"""`probekit extract`: the library's `extract` with the flags of an encoder beside its own."""
+"""`probekit extract`: the library's `extract`, with the flags of an encoder."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ def extract(
     exif : str
         Image files: rotate images by their EXIF orientation (apply, the default), or keep them as stored (ignore).
     value_range : tuple of float
-        Image files of floats, or of 16 or 32 bits: the values of black and white, for example --value-range 0 1.
+        Floating-point, 16-bit or 32-bit image files: the values of black and white, for example --value-range 0 1.
     store : str
         Precision of the stored features.
     """
@@ -59,7 +59,7 @@ def extract(
     if test:
         data = with_tests(data, *written_tests(test, root, skip_corrupt, given))
 
-    # the data set is refused before PyTorch is imported
+    # imported only now, so that errors in the data set are reported without waiting for PyTorch
     from probekit.encoders import load_encoder
     from probekit.encoders.decisions import decision_lines
     from probekit.features.extract import extract as extract_features

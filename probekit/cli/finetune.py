@@ -1,4 +1,4 @@
-"""`probekit finetune`: a pre-trained run and a labelled data set in, a classifier out, tested once at the end."""
+"""`probekit finetune`: train a classifier from a pre-trained run, and test it once at the end."""
 
 from functools import partial
 from pathlib import Path
@@ -39,16 +39,16 @@ def finetune(
     root : Path
         Folder of the data set, for those that are not embedded.
     limit : int
-        Use at most this many images of each split, classes in proportion.
+        Use at most this many images of each split, stratified by class.
     test : bool
         Measure the best checkpoint on the test split at the end, once.
     tensorboard : bool
-        Write TensorBoard events beside metrics.jsonl.
+        Write TensorBoard events next to metrics.jsonl.
     """
     data = load_dataset(dataset, root=root)
     answer = {"run": str(out), **run_finetuning(config, run, data, out, limit=limit, tensorboard=tensorboard)}
     note(f"fine-tuned: {out}")
-    if test and is_rank0():  # one of the processes that torchrun starts measures
+    if test and is_rank0():  # only one of the processes started by torchrun
         found = measure_on_test(config, data, out, limit=limit)
         interval = f"(95 % interval {100 * found['top1_low']:.1f} to {100 * found['top1_high']:.1f})"
         say(f"test accuracy of step {found['step']}: {100 * found['top1']:.1f} % {interval}, {found['n_test']:,} rows")
@@ -59,7 +59,7 @@ def finetune(
 def run_finetuning(
     config: FinetuneConfig, run: str, data: Dataset, out: Path, *, limit: int | None = None, tensorboard: bool = True
 ) -> dict[str, Any]:
-    """Fine-tune on `data`'s train split, stop by its val split, show progress; return the last record."""
+    """Fine-tune on the train split of `data`, with early stopping on val; return the last record."""
     from igpt_model.training.checkpoint import load_checkpoint
     from igpt_model.training.finetune import Labelled
     from igpt_model.training.finetune import finetune as fine_tune

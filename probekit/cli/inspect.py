@@ -1,4 +1,4 @@
-"""`probekit inspect`: shapes, norms and effective rank of every layer, and how alike the layers are, without labels."""
+"""`probekit inspect`: shapes, norms and effective rank of every layer, and the similarity of layers, without labels."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""`probekit`: finds the verb, runs it, and turns an error into one sentence and an exit code.
+"""`probekit`: run a command, and report an error as one sentence and an exit code.
 
-Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what was finished saved.
+Exit codes: 0 done; 2 invalid input; 1 an error in probekit; 130 interrupted, with finished work saved.
 """
 
 import errno
@@ -33,7 +33,7 @@ MEASURE = Group.create_ordered("Features and probes")
 SHOW = Group.create_ordered("Results")
 LOOK = Group.create_ordered("Before and after")
 
-# Verbs are listed with their one line of help, so that `probekit --help` need not import torch.
+# Commands are listed with their line of help, so that `probekit --help` does not import torch.
 _VERBS: dict[str, Verb] = {
     "demo": Verb(MAKE, "From nothing to a depth curve: minutes on two CPU cores."),
     "study": Verb(
@@ -99,7 +99,7 @@ _VERBS: dict[str, Verb] = {
     ),
     "inspect": Verb(LOOK, "Show the contents of a feature file, layer by layer."),
 }
-# a verb that presents something has a module of its name
+# a command with its own output has a module of its name
 VERBS = {verb: replace(one, function=one.function or f"probekit.cli.{verb}:{verb}") for verb, one in _VERBS.items()}
 
 app = App(
@@ -116,7 +116,7 @@ app.register_install_completion_command()
 
 
 def register(verb: str, entry: Verb) -> None:
-    """Add a verb; its function's module is imported when the verb is used."""
+    """Register a command; the module of its function is imported when the command is used."""
     VERBS[verb] = entry
     app.command(f"probekit.cli.main:{_ATTRIBUTE}{verb}", name=verb, help=entry.help, group=entry.group)
 
@@ -134,7 +134,7 @@ def __getattr__(name: str) -> Callable[..., None]:
 for _verb, _entry in list(VERBS.items()):
     register(_verb, _entry)
 
-# what a user can put right: the folder, the rights, the disk
+# what a user can correct: the folder, permissions, the disk
 _USERS_OS_ERRORS = {
     errno.ENOENT: "it does not exist; check the path",
     errno.EACCES: "permission denied; give another path, or change the permissions",
@@ -165,7 +165,7 @@ _USERS_OS_ERRORS = {
 
 
 def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] | None = None) -> int:
-    """Run the command line `argv` (by default the process's) and return the exit code; 141 when nobody reads stdout.
+    """Run the command line `argv` (by default the process's) and return the exit code; 141 if stdout was closed.
 
     `run` is called with the words in place of the verb.
     """
@@ -193,13 +193,13 @@ def _open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _bound_terminal_size() -> None:
-    """Keep the width of what is printed between 20 and 1000: rich takes COLUMNS and LINES as they are, 0 too."""
+    """Limit the output width to 20 to 1000 columns: rich uses any value of COLUMNS and LINES, even 0."""
     columns = shutil.get_terminal_size().columns
     if "COLUMNS" in os.environ or columns < 20:
         os.environ["COLUMNS"] = str(min(max(columns, 20), 1000))
@@ -208,7 +208,7 @@ def _bound_terminal_size() -> None:
 
 
 def _written(code: int) -> int:
-    """The exit code, after everything has been printed; what cannot be (`>/dev/full`, `| head`) is discarded."""
+    """Flush the output and return the exit code; what cannot be written (`>/dev/full`, `| head`) is discarded."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -219,7 +219,7 @@ def _written(code: int) -> int:
     return code
 
 
-# an exception within these leaves a queue's or future's lock locked, so that its threads wait for ever
+# an exception in these would leave a lock of a queue or future locked, so that its threads wait forever
 _TAKING_LOCKS = {
     getattr(threading.Condition, name).__code__
     for name in ("__enter__", "__exit__", "_acquire_restore", "_release_save")
@@ -228,7 +228,7 @@ _TAKING_LOCKS = {
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collect the SIGINTs received: a library may turn the KeyboardInterrupt into another exception."""
+    """Collect the SIGINTs received, since a library may convert the KeyboardInterrupt to another exception."""
     received: list[int] = []
     before = sys.unraisablehook
 
@@ -268,20 +268,20 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, interrupts: list[int]) -> int:
-    """Run the verb, report its errors, and return the exit code."""
+    """Run the command, report its errors, and return the exit code."""
     try:
         run(words)
     except KeyboardInterrupt:
         return _report(_interrupted(), 130)
     except BrokenPipeError:
-        return 128 + signal.SIGPIPE  # whoever read stdout has ended (`| head`)
+        return 128 + signal.SIGPIPE  # the reader of stdout has exited (`| head`)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         if debug:
             traceback.print_exc()
         if _out_of_memory(error):
-            traceback.clear_frames(error.__traceback__)  # what they hold is needed to say so
+            traceback.clear_frames(error.__traceback__)  # frees the memory needed to report the error
         if interrupts:
             return _report(_interrupted(), 130)
         if isinstance(error, CycloptsError):
@@ -300,20 +300,20 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
 
 
 def dispatch(words: list[str]) -> None:
-    """Find the verb and run it."""
+    """Find the command and run it."""
     if words[:1] in (["help"], ["version"]):
         words = [*words[1:], f"--{words[0]}"]
     if words and words[0] not in ("--help", "-h", "--version", "--install-completion"):
         if words[0].startswith("-"):
             hint = did_you_mean(words[0], ["--help", "--version"]) or " Write the verb first: probekit VERB [FLAGS]."
-            raise UserError(f"there is no verb before {words[0]}.{hint}")
+            raise UserError(f"no command was given before {words[0]}.{hint}")
         if words[0] not in VERBS:
             hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
-            raise UserError(f"there is no verb {words[0]!r}.{hint}")
+            raise UserError(f"there is no command {words[0]!r}.{hint}")
         try:
-            os.getcwd()  # some libraries end the process where there is none
+            os.getcwd()  # some libraries exit the process if there is none
         except FileNotFoundError:
-            raise UserError("the current folder does not exist any more; change to another one.") from None
+            raise UserError("the current folder no longer exists; change to another one.") from None
         if {"--help", "-h"} & set(words):
             whole_help(words[0])
         else:
@@ -325,7 +325,7 @@ def dispatch(words: list[str]) -> None:
             what = f"an ending alone, {value!r}" if value else "empty"
             raise UserError(f"an argument is {what} (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
-        raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
+        raise UserError("an argument contains a NUL character, which is not allowed in paths or names; remove it.")
     for name in ("RANK", "SOURCE_DATE_EPOCH"):  # any RANK but 0 prints nothing; matplotlib reads the other
         if not re.fullmatch("0|[1-9][0-9]{0,17}", value := os.environ.get(name, "0")):
             raise UserError(
@@ -352,7 +352,7 @@ def _use_the_cache_where_there_is_no_network() -> None:
 
 
 def whole_help(verb: str) -> None:
-    """Let `probekit VERB --help` show the verb's docstring, and not only its line of `probekit --help`."""
+    """Let `probekit VERB --help` show the whole docstring, not only its line in `probekit --help`."""
     command = app[verb]
     command.help = (command.default_command.__doc__ if command.default_command else None) or command.help
     command.help_epilogue = ""
@@ -365,7 +365,7 @@ def _interrupted() -> str:
 
 
 def users_sentence(error: BaseException) -> str | None:
-    """One sentence for an error that the user can correct, or None for an error of ours."""
+    """One sentence for an error that the user can correct, or None for an error in probekit."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -382,12 +382,12 @@ def users_sentence(error: BaseException) -> str | None:
 
 
 def with_flags(sentence: str, words: list[str]) -> str:
-    """A sentence of the library, with the parameters of the verb as their flags: series_a becomes --series-a."""
+    """A message of the library with parameters replaced by flags: series_a becomes --series-a."""
     if not words or words[0] not in VERBS:
         return sentence
     names = {name for one in app[words[0]].assemble_argument_collection() for name in one.names}
     flags = {name[2:].replace("-", "_"): name for name in names if name.startswith("--")}
-    # only what can be nothing else: "keep is 1; ..." and words with _ that are in no path and no quotes
+    # only unambiguous cases: "keep is 1; ..." and words with _ that are not in a path or quotes
     sentence = re.sub(r"^\w+(?= is )", lambda found: flags.get(found[0], found[0]), sentence)
     return re.sub(r"(?<![\w./'=-])\w+_\w+(?![\w/'(=-]|\.\w)", lambda found: flags.get(found[0], found[0]), sentence)
 
@@ -395,7 +395,7 @@ def with_flags(sentence: str, words: list[str]) -> str:
 def _out_of_memory(error: BaseException) -> bool:
     """Whether NumPy, PyTorch or Python itself could not allocate memory."""
     words = ["can't allocate memory", "not enough memory", "out of memory", "Unable to allocate"]
-    # a library that cannot be loaded, and what oneDNN says of it
+    # a library that cannot be loaded, and oneDNN's message for that
     words += ["Cannot allocate memory", "failed to map segment", "could not create a primitive"]
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
@@ -403,7 +403,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _number_inside(error: BaseException) -> int | None:
-    """The system's error number inside a message: "(os error 28)" of safetensors, "errno = 28," of HDF5."""
+    """The system's error number in a message: "(os error 28)" of safetensors, "errno = 28," of HDF5."""
     found = re.search(r"\(os error (\d+)\)|errno = (\d+),", str(error))
     return int(found[1] or found[2]) if found else None
 
@@ -420,7 +420,7 @@ def _report(sentence: str, code: int) -> int:
 
 
 def _thread_error(about: threading.ExceptHookArgs) -> None:
-    """An error in a library's own thread (TensorBoard's writer on a full disk): one line where it is the user's."""
+    """An error in a library's thread (TensorBoard's writer on a full disk): one line if the user can correct it."""
     sentence = users_sentence(about.exc_value) if about.exc_value is not None else None
     if sentence is None:
         threading.__excepthook__(about)

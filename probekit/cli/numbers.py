@@ -1,4 +1,4 @@
-"""The ranges of numeric flags that are no fields of a training configuration, which carries its own (`option`)."""
+"""The ranges of numeric flags, except those of training configurations, which define their own (`option`)."""
 
 from igpt_model.ranges import (
     COUNT,
@@ -16,7 +16,7 @@ from igpt_model.ranges import (
     Range,
 )
 
-# flags are spelled alike everywhere, so that a name has one range
+# a flag has the same meaning in every command, and so the same range
 _FLAGS = {
     COUNT: "batch_size limit per_class probe_images steps top_k",
     COUNT_OR_NONE: "probe_every sample_every train_rows",

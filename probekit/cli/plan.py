@@ -11,8 +11,10 @@ from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 from probekit.runtime.escape import three_figures
 
-LARGE = 200_000_000  # parameters of a model whose extraction is counted, not timed
-LEAST_PER_CLASS = 10  # with fewer extracted images of any class the sweep is counted, not timed
+LARGE = 200_000_000  # for models with more parameters, extraction is estimated from operation counts, not timed
+LEAST_PER_CLASS = (
+    10  # with fewer extracted images of any class, the sweep is estimated from operation counts, not timed
+)
 
 
 def plan(
@@ -43,17 +45,17 @@ def plan(
     features
         Estimate the sweep of this feature file; by default of the images that were extracted to estimate that step.
     rows
-        Training and validation images together, where no data set is given.
+        Number of training and validation images, if no data set is given.
     test_rows
-        Test images, where no data set is given.
+        Number of test images, if no data set is given.
     classes
-        Number of classes, where no data set is given.
+        Number of classes, if no data set is given.
     protocol
         Protocol of the sweep.
     ranks
         Processes (one per GPU) that share training and extraction; communication is not counted.
     seconds
-        Approximate seconds of measuring per step.
+        Approximate measuring time per step in seconds.
     rate
         TFLOP/s that each rank will reach, for another machine; only --encoder and --features are then timed.
     """
@@ -67,9 +69,11 @@ def plan(
     from probekit.features.store import FeatureStore
     from probekit.selection.protocol import get_protocol
 
-    stored = None if features is None else FeatureStore.open(features)  # a wrong path is refused before any timing
+    stored = (
+        None if features is None else FeatureStore.open(features)
+    )  # before any timing, to report a wrong path at once
     get_protocol(protocol)
-    data = load_dataset(dataset or "digits", root=root)  # without a data set any images will do
+    data = load_dataset(dataset or "digits", root=root)  # without a data set any images serve
     if dataset is not None:
         counts = {name: len(split) for name, split in data.splits.items()}
         test_rows, classes = counts.get("test", 0), len(data.classes)

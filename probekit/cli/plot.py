@@ -49,9 +49,9 @@ def plot(
     height
         In inches.
     ylim
-        Limits of the axis of values, two numbers, accuracies in percent: --ylim 40 80.
+        Limits of the vertical axis, two numbers, accuracies in percent: --ylim 40 80.
     labels
-        Display name of a series: --labels igpt='iGPT-S, CIFAR-10'. The name in the results or in figures.
+        Display name of a series, given by its name in the results or in figures: --labels igpt='iGPT-S, CIFAR-10'.
     title
         Title instead of the default one; --title "" for none.
     font_size
@@ -69,13 +69,13 @@ def plot(
     options = FigureOptions(width or (NARROW if narrow else None), height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
     if kind == "path" and (choice.get("metric", "top1"), choice.get("readout")) != ("top1", None):
-        raise UserError("--kind path shows held-out accuracy over C; leave --metric and --readout to depth and labels.")
+        raise UserError("--kind path always shows held-out accuracy over C; leave out --metric and --readout.")
     panels = choose_panels(results, **choice)
     with style(font_size=font_size):
         if kind == "labels":
             if len({(one.dataset, one.protocol_hash) for one in panels}) > 1:
                 choices = _listed(panels, ("dataset", "protocol"))
-                raise UserError(f"A label curve is of one data set under one protocol; choose one of {choices}.")
+                raise UserError(f"A label curve shows one data set and protocol; choose one of {choices}.")
             figure, points = label_figure(panels, options), label_frame(panels)
         elif kind == "depth":
             figure, points = depth_figure(one_panel(panels), options), layer_frame([one_panel(panels)])
@@ -98,16 +98,16 @@ def read_labels(texts: tuple[str, ...]) -> dict[str, str]:
     for (old, sign, new), text in zip(pairs, texts, strict=True):
         if not (old and sign and new):
             raise UserError(
-                f"--labels is {text!r}; expected NAME=NAME IN PRINT, as in --labels igpt='iGPT-S, CIFAR-10'."
+                f"--labels is {text!r}; expected NAME=DISPLAY NAME, as in --labels igpt='iGPT-S, CIFAR-10'."
             )
     names = [old for old, _, _ in pairs]
     if len(set(names)) < len(names):
-        raise UserError(f"--labels names {max(names, key=names.count)!r} twice; give each series one name.")
+        raise UserError(f"--labels names {max(names, key=names.count)!r} twice; give each series only one name.")
     return {old: new for old, _, new in pairs}
 
 
 def write_figure(figure: Any, out: Path) -> None:
-    """Write a figure in the format that its file's ending asks for, atomically."""
+    """Write a figure atomically, in the format given by the suffix."""
     from probekit.reports.figures.style import save_figure
 
     form = check_ending(out, FORMATS)
@@ -119,9 +119,9 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
     form = out.suffix.removeprefix(".")
     if form not in formats:
         endings = " or ".join(filter(None, [", ".join(f".{name}" for name in formats[:-1]), f".{formats[-1]}"]))
-        raise UserError(f"{out} ends in {out.suffix or 'nothing'}; give --out a name that ends in {endings}.")
+        raise UserError(f"{out} ends in {out.suffix or 'nothing'}; give --out a file name ending in {endings}.")
     if out.is_dir():
-        raise UserError(f"{out} is a folder; give --out the name of a file.")
+        raise UserError(f"{out} is a folder; give a file name as --out.")
     out.parent.mkdir(parents=True, exist_ok=True)
     return form
 
@@ -136,25 +136,25 @@ def choose_panels(
     readout: str | None = None,
     runs: tuple[str, ...] = (),
 ) -> "list[Panel]":
-    """The panels of some results that fit what is asked for; at least one.
+    """The panels of some results that match the flags; at least one.
 
     Parameters
     ----------
     results
         Folders with a results.jsonl, or such files.
     dataset
-        Data set, where the results hold several.
+        Data set, if the results contain several.
     protocol
-        Protocol, where the results hold several, by its name or the first six characters of its hash.
+        Protocol, if the results contain several: its name or the first six characters of its hash.
     train_rows
-        Size of the training set, where the results hold several; 0 is all rows.
+        Size of the training set, if the results contain several; 0 means all rows.
     test
-        Which test set, by its name at extraction; the data set's own unless given.
+        Name of the test set, as given to `extract`; by default the data set's own.
     metric
-        What is measured: top1, top5, mean_per_class, log_loss, brier, ece; log_loss_scaled, brier_scaled, ece_scaled
+        Metric: top1, top5, mean_per_class, log_loss, brier, ece; log_loss_scaled, brier_scaled, ece_scaled
         after `probekit calibrate`; rankme, intrinsic_dimension, cka_to_last after `probekit geometry`.
     readout
-        Another kind of probe instead of the protocol's, of controls too: knn, ridge, class-mean, as given to --checks.
+        Another kind of probe instead of the protocol's, also for controls: knn, ridge, class-mean, as in --checks.
     runs
         NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval. NAME alone: the series of that
         name, of several feature files.
@@ -162,19 +162,19 @@ def choose_panels(
     Raises
     ------
     UserError
-        They hold no single layer, not the metric, readout or runs asked for, or none fits; the message lists them.
+        There are no single layers, the metric, readout or runs do not exist, or nothing matches.
     """
     from probekit.reports.panels import build_panels, collect_records
     from probekit.results.runs import read_runs
 
     panels = build_panels(collect_records(results), metric, readout, read_runs(runs))
     if not panels:
-        raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
+        raise UserError("The results contain no probe of a single layer; run `probekit sweep`.")
     fitting = [
         panel
         for panel in panels
         if dataset in (None, panel.dataset)
-        # the star says that its Cs were changed; where two grids share a name, the hash tells them apart
+        # the star means that the Cs were changed; if two grids have the same name, the hash distinguishes them
         and protocol in (None, panel.protocol, panel.protocol.rstrip("*"), panel.short_hash)
         and (train_rows is None or (train_rows or None) == panel.train_rows)
         and test == panel.test
@@ -187,19 +187,19 @@ def choose_panels(
             "test": test if test != "test" else None,
         }
         given = " ".join(f"--{name} {value}" for name, value in asked.items() if value is not None)
-        raise UserError(f"No probes fit {given or '--test test'}; there are {_listed(panels)}.")
+        raise UserError(f"No probes match {given or '--test test'}; choose from {_listed(panels)}.")
     return fitting
 
 
 def one_panel(panels: "Sequence[Panel]") -> "Panel":
-    """The only panel; a `UserError` lists several."""
+    """The only panel; raises `UserError` with a list if there are several."""
     if len(panels) > 1:
-        raise UserError(f"Several sets of probes fit; choose one of {_listed(panels)}.")
+        raise UserError(f"Several sets of probes match; choose one of {_listed(panels)}.")
     return panels[0]
 
 
 def _listed(panels: "Sequence[Panel]", names: Sequence[str] = ("dataset", "protocol", "train-rows", "test")) -> str:
-    """The flags that tell the panels apart, one set each; flags that all of them share are left out."""
+    """The flags that distinguish the panels, one set each, without flags common to all."""
     from probekit.selection.protocol import grid_words
 
     def protocol(one: "Panel") -> str:

@@ -23,15 +23,15 @@ def predict(
     Parameters
     ----------
     probe
-        RESULTS/probes/KEY.safetensors; results.jsonl beside that folder says what the probe reads. Or RESULTS, for the
+        RESULTS/probes/KEY.safetensors, with results.jsonl next to that folder. Or RESULTS, for the
         layer chosen on held-out rows.
     images
         Image files, or folders of them.
     series
-        Series of RESULTS, where it holds several.
+        Series of RESULTS, if it contains several.
     encoder
         The encoder of the probe's features, as in `probekit extract`; by default that of the record. An encoder with
-        other weights, palette, norm or preparation than the probe was fitted with is refused.
+        different weights, palette, norm or preparation is refused.
     out
         CSV file to write; by default the table is printed.
     batch_size
@@ -45,7 +45,7 @@ def predict(
 
     if out is not None:
         check_ending(out, ("csv",))
-    record = find_record(probe, series)  # a wrong path is told before a model is loaded
+    record = find_record(probe, series)  # before the model is loaded, to report a wrong path at once
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)
     frame = predict_images(record, images, load_encoder(spec, **(settings | options.given())), batch_size)
     text = csv_text(frame, float_format="%.4f")

@@ -1,4 +1,4 @@
-"""Commands from functions: the signature gives arguments and flags, the numpydoc docstring gives their help.
+"""Commands from functions: arguments and flags from the signature, their help from the numpydoc docstring.
 
 Parameters without a default become arguments, the others flags; `out` is always a flag; `progress` is supplied here.
 A public function's signature is read from its source, so that help and errors of usage need not wait for torch. A
@@ -47,16 +47,16 @@ CONFIG = (
 
 @dataclass(frozen=True)
 class Verb:
-    """One command.
+    """A command of the command line.
 
     Attributes
     ----------
     group, help : where and how `probekit --help` lists it
-    function : "package.module:function"; by default that of the verb's name in `probekit.cli`
+    function : "package.module:function"; by default the function of the same name in `probekit.cli`
     rename : parameter -> flag, "*" for an argument that takes several values, or "?" for one that may be absent
-    unit : what its progress counts; "" where the function names its stages itself
+    unit : what its progress counts; "" if the function names its stages itself
     features : the parameter that is a feature file; it is opened, and the protocol checked, before PyTorch is imported
-    needs : parameter -> the flag, or flag and value, without which it would change nothing
+    needs : parameter -> the flag, or flag and value, without which it has no effect
     """
 
     group: Group
@@ -102,11 +102,11 @@ def read_signature(target: str) -> tuple[inspect.Signature, str]:
     module, _, name = target.partition(":")
     spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise LookupError(f"There is no module {module}.")
+        raise LookupError(f"Module {module} does not exist; check the spelling.")
     tree = ast.parse(Path(spec.origin).read_text())
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     if not found:
-        raise LookupError(f"{module} defines no function {name}.")
+        raise LookupError(f"{module} does not define {name}; check the spelling.")
     # Python itself reads the function's header, without body and decorators; unknown names become Other
     found[0].body, found[0].decorator_list = found[0].body[:1], []
     names = _Names(Path=Path, Literal=Literal, Sequence=Sequence)
@@ -117,7 +117,7 @@ def read_signature(target: str) -> tuple[inspect.Signature, str]:
 
 
 def command_type(hint: Any) -> Any:
-    """The part of a type that a command line can express, or None: a list is preferred to one string."""
+    """The part of a type that a command line can express, or None; prefers a list to a single string."""
     if hint in SCALARS or hint is type(None) or get_origin(hint) is Literal:
         return hint
     if get_origin(hint) in (list, tuple, Sequence):
@@ -142,7 +142,7 @@ def command_type(hint: Any) -> Any:
 
 
 def described(doc: str) -> tuple[str, dict[str, str]]:
-    """The prose of a numpydoc docstring before its sections, and the help of each parameter."""
+    """The text of a numpydoc docstring before its sections, and the help of each parameter."""
     from docstring_parser import parse
     from docstring_parser.common import DocstringStyle
 
@@ -158,7 +158,7 @@ def described(doc: str) -> tuple[str, dict[str, str]]:
 def _flag(
     name: str, hint: Any, default: Any, help: str, spelled: Any = None, group: Any = None, allowed: Range | None = None
 ) -> inspect.Parameter:
-    """A keyword parameter as cyclopts reads it; lists take one or several values after the flag."""
+    """A keyword parameter for cyclopts; lists take one or more values after the flag."""
     parts = (hint, *get_args(hint))
     several = any(get_origin(part) is tuple for part in parts)
     more: dict[str, Any] = {"consume_multiple": True} if several else {}
@@ -174,7 +174,7 @@ def _flag(
 
 
 def _numbers(flag: str, kind: type, allowed: Range, several: bool, _: Any, tokens: Sequence[Token]) -> Any:
-    """The number or numbers of a flag; cyclopts would round 2.6 where a whole one is expected."""
+    """The number or numbers of a flag; cyclopts would round 2.6 for an integer flag."""
     values = [_number(token.value, kind) for token in tokens]
     for value, token in zip(values, tokens, strict=True):
         if value is None or value not in allowed:
@@ -203,7 +203,7 @@ def _group(name: str | None) -> Group | None:
 def _parameters(
     signature: Mapping[str, inspect.Parameter], helps: Mapping[str, str], rename: Mapping[str, str]
 ) -> Iterator[inspect.Parameter]:
-    """Arguments and flags of one function; frozen dataclasses become a flag a field, in the groups they name."""
+    """Arguments and flags of one function; frozen dataclasses become one flag per field, in the fields' groups."""
     kind = inspect.Parameter
     for name, one in signature.items():
         help, spelled = helps.get(name, ""), rename.get(name)
@@ -228,7 +228,7 @@ def _parameters(
 
 
 def _opened(file: Path, given: Mapping[str, Any]) -> Any:
-    """Open a feature file; the file, or the protocol beside it, is refused here if it cannot be used."""
+    """Open a feature file, so that an invalid file or protocol is reported before PyTorch is imported."""
     from probekit.features.store import FeatureStore
     from probekit.selection.protocol import resolve_protocol
 
@@ -239,7 +239,7 @@ def _opened(file: Path, given: Mapping[str, Any]) -> Any:
 
 
 def _refuse_idle(entry: Verb, given: Mapping[str, Any]) -> None:
-    """Refuse a flag that would change nothing without another one, which was not given."""
+    """Refuse a flag that has no effect without another one, which was not given."""
     for name, need in entry.needs.items():
         other, _, value = need[2:].replace("-", "_").partition(" ")
         if name in given and not (given.get(other) == value if value else given.get(other)):
@@ -247,12 +247,12 @@ def _refuse_idle(entry: Verb, given: Mapping[str, Any]) -> None:
 
 
 def _at_home(value: Any) -> Any:
-    """A path whose ~ the shell has left alone, as in --out=~/x, with the home folder in its place."""
+    """Expand a ~ that the shell has not expanded, as in --out=~/x."""
     return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def command(verb: str, entry: Verb) -> Callable[..., None]:
-    """The function that cyclopts registers: it calls the verb's function and shows what that returns."""
+    """The function that cyclopts registers: calls the command's function and prints the result."""
     module, _, name = entry.function.partition(":")
     parent = None
     if module.startswith("probekit.cli."):

@@ -25,10 +25,10 @@ def report(
         NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval, in figure, tables, cards and
         verdict. NAME alone: the series of that name, of several feature files.
     pictures
-        Also draw the test rows of each model's first, chosen and last layer in two dimensions. tsne needs nothing more;
+        Also draw the test rows of each model's first, chosen and last layer in two dimensions;
         umap needs umap-learn.
     device
-        Where pictures are computed: cpu, or cuda by cuML.
+        Device for the pictures: cpu, or cuda with cuML.
     """
     from probekit.reports import write_report
     from probekit.results.runs import read_runs

@@ -1,4 +1,4 @@
-"""`probekit sample`: pictures drawn from a trained iGPT, in one PNG."""
+"""`probekit sample`: images sampled from a trained iGPT, in one PNG file."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,7 @@ def sample(
     temperature
         Sampling temperature: 1 samples from the model's distribution, 0 takes the most likely colour.
     top_k
-        Sample among the k most likely colours only.
+        Sample only from the k most likely colours.
     seed
         Random seed; image i does not depend on the number of images.
     scale
@@ -51,7 +51,7 @@ def sample(
     each
         Completions per image.
     keep
-        Share of each image, from the top, that is given.
+        Fraction of each image, from the top, that is given.
     root
         Folder of that data set, if it is not embedded.
     device
@@ -74,7 +74,9 @@ def sample(
     side = checkpoint.transform.resolution
     given = round(keep * side) * side
     if not 0 < given < side * side:
-        raise UserError(f"keep is {keep}, which leaves no row of {side} pixels to give, or none to draw.")
+        raise UserError(
+            f"keep is {keep}, which leaves no row of {side} pixels to give, or none to complete; choose another share."
+        )
     plain = ImageTransform(side, checkpoint.transform.resize)
     pictures = load_dataset(complete, root=root).splits["val"].limit(n)
     tokens_NT = checkpoint.palette.encode(np.stack([plain(image) for image in pictures.images(0, len(pictures))]))
@@ -91,11 +93,11 @@ def sample(
 
 
 def picture_grid(images_NPP3: np.ndarray, columns: int | None = None, scale: int = 4) -> np.ndarray:
-    """Lay pictures out row by row, one white pixel between them, each pixel `scale` wide: uint8 (H, W, 3).
+    """Arrange images row by row, one white pixel apart, each pixel enlarged to `scale`: uint8 (H, W, 3).
 
     Parameters
     ----------
-    columns : pictures a row; about a square unless given.
+    columns : images per row; by default about a square.
     """
     n, side = images_NPP3.shape[:2]
     columns = columns or int(np.ceil(np.sqrt(n)))
@@ -108,7 +110,7 @@ def picture_grid(images_NPP3: np.ndarray, columns: int | None = None, scale: int
 
 
 def png_bytes(image_HW3: np.ndarray) -> bytes:
-    """A picture as a PNG file's content."""
+    """An image encoded as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

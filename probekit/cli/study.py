@@ -1,4 +1,4 @@
-"""`probekit study`: the library's `study`, with its curves logged to an experiment tracker where one is wanted."""
+"""`probekit study`: the library's `study`, with optional logging to an experiment tracker."""
 
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,16 @@ def study(
         Folder for features, results and report; one that holds another study is refused.
     tests : tuple of str
         An additional test set as NAME=DATASET, repeatable, for example fog=CIFAR-10-C#corruption=fog. The same probes
-        are tested on it; it takes no part in any choice. Its curves and verdicts are shown next to those of the data
+        are tested on it; it is not used for any choice. Its curves and verdicts are shown next to those of the data
         set's own test rows.
     tracker : str
-        Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
+        Log the curves, with depth as the step, and the report to this experiment tracker, if it is installed.
     """
     from probekit.selection.protocol import resolve_protocol
 
-    resolve_protocol(settings.get("protocol", "igpt"), settings.get("Cs"))  # refused before PyTorch is imported
+    resolve_protocol(
+        settings.get("protocol", "igpt"), settings.get("Cs")
+    )  # before PyTorch is imported, to report errors at once
     from probekit.evaluate.study import study as run_study
 
     shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}

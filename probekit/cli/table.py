@@ -29,10 +29,10 @@ def table(
     out
         File to write; its ending chooses the format: .md, .csv (all columns, full precision) or .tex (booktabs).
     kind
-        layers: one row per probe. comparison: our best probe beside published results on the same data set.
+        layers: one row per probe. comparison: our best probe next to published results on the same data set.
     columns
-        Which columns, in this order, by name or its beginning: --columns series --columns layer --columns test. All
-        unless given; in .tex five.
+        Columns in this order, by name or its beginning: --columns series --columns layer --columns test. Default: all,
+        in .tex five.
     label
         \\label of a .tex table.
     """
@@ -42,11 +42,13 @@ def table(
 
     form = check_ending(out, FORMATS)
     if not re.fullmatch(r"[^\W_][\w .:/+*-]*", label):
-        raise UserError(f"--label is {label!r}; expected letters, digits, spaces and .:/+*-_, a letter or digit first.")
+        raise UserError(
+            f"--label is {label!r}; expected letters, digits, spaces and .:/+*-_, beginning with a letter or digit."
+        )
     if form == "csv" and columns:
-        raise UserError("A .csv file has all columns: leave --columns out, or write an .md or .tex file.")
+        raise UserError("A .csv file contains all columns; leave out --columns, or write an .md or .tex file.")
     if kind == "comparison" and choice.get("metric", "top1") != "top1":
-        raise UserError("Published numbers are accuracies: leave --metric out of --kind comparison.")
+        raise UserError("Published numbers are accuracies; leave out --metric with --kind comparison.")
     panel = one_panel(choose_panels(results, **choice))
     made = layer_table(panel) if kind == "layers" else comparison_table([panel])
     atomic.write_text(out, made.text(form, columns, label))

@@ -1,7 +1,7 @@
-"""`--tracker wandb|mlflow`: the scalars of a training run or study in an experiment tracker that is installed.
+"""`--tracker wandb|mlflow`: log the scalars of a training run or study to an experiment tracker.
 
-The tracker's own settings hold (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). The id of its run is kept in
-`OUT/tracker.json`, so that a resumed command goes on in the same run.
+The tracker's own settings apply (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). The id of its run is stored in
+`OUT/tracker.json`, so that a resumed command continues the same run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +20,15 @@ PROJECT = "probekit"
 
 
 class Tracker:
-    """One run of a tracker; this one keeps nothing."""
+    """One run of a tracker; the base class logs nothing."""
 
     id: str
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars at a step."""
+        """Log scalars at a step."""
 
     def file(self, path: Path) -> None:
-        """A file beside the scalars."""
+        """Log a file."""
 
     def close(self, failed: bool) -> None:
         """End the run."""
@@ -76,7 +76,7 @@ class _Mlflow(Tracker):
 
 @contextmanager
 def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: Path) -> Iterator[Tracker]:
-    """A run of the tracker for as long as the block lasts; without a kind a tracker that does nothing."""
+    """Open a run of the tracker for the duration of the block; without a kind, a tracker that does nothing."""
     if kind is None:
         yield Tracker()
         return
@@ -87,7 +87,9 @@ def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: P
     path = out / "tracker.json"
     known = read_json(path, {"kind": str, "id?": (str, None)}) if path.is_file() else {}
     if known and known["kind"] != kind:
-        raise UserError(f"{out} is tracked by {known['kind']}: give --tracker {known['kind']}, or delete {path}.")
+        raise UserError(
+            f"{out} already uses --tracker {known['kind']}: give --tracker {known['kind']}, or delete {path}."
+        )
     plain = as_json(dict(config), default=str)
     out.mkdir(parents=True, exist_ok=True)
     run: Tracker = (_Wandb if kind == "wandb" else _Mlflow)(module, name, plain, out, known.get("id"))
@@ -101,7 +103,7 @@ def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: P
 
 
 def training_scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars of one of train()'s records; none of those that speak of no number."""
+    """The numbers in one of train()'s records, by name."""
     if record["kind"] in ("step", "eval"):
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         return {f"{record['kind']}/{name}": float(value) for name, value in numbers.items()}

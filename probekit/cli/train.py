@@ -1,4 +1,4 @@
-"""`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
+"""`probekit train`: train on a data set, showing the records of train() as progress and TensorBoard events."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,14 +48,14 @@ def train(
     root : Path
         Folder of the data set, for those that are not embedded.
     limit : int
-        Use at most this many images of each split, classes in proportion.
+        Use at most this many images of each split, stratified by class.
     palette : str
         Palette to use instead of clustering this data set's colours: that of a run (RUN or RUN@STEP), a
         palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be its size.
     tensorboard : bool
-        Write TensorBoard events beside metrics.jsonl.
+        Write TensorBoard events next to metrics.jsonl.
     tracker : str
-        Log to this experiment tracker too, if it is installed; its own settings and environment variables apply.
+        Also log to this experiment tracker, if it is installed; its own settings and environment variables apply.
     """
     data = load_dataset(dataset, root=root)
     colours = None if palette is None else shared_palette(palette)
@@ -78,7 +78,7 @@ def run_training(
     tracker: Kind | None = None,
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
-    """Train on `data`'s train split, evaluate on its val split, show progress; resumes the run in `out`.
+    """Train on the train split of `data`, evaluate on val, show progress; resumes the run in `out`.
 
     Returns the last step and, where it was evaluated in this call, its validation loss.
     """
@@ -155,14 +155,14 @@ class Printer:
 
 
 def training_images(split: Split, transform: ImageTransform, show: Show) -> "PreparedImages | SourceImages":
-    """A split's images prepared, or as they are where the augmentation resizes them anew at every step."""
+    """A split's images, prepared unless the augmentation resizes them at every step."""
     if transform.source_crop is not None:
         return SourceImages(split.read, len(split), transform)
     return PreparedImages(split, transform, show)
 
 
 class PreparedImages:
-    """A split's images at the model's resolution, uint8 (N, P, P, 3): prepared when they are first read.
+    """A split's images at the model's resolution, uint8 (N, P, P, 3), prepared on first use.
 
     A folder of another run is refused before that, by the size of the first image, which is prepared by itself.
     """
@@ -171,7 +171,7 @@ class PreparedImages:
         from igpt_model.process_group import launched
 
         self.split, self.transform, self.show = split, transform, show
-        if launched()[1] > 1:  # all processes prepare at once: none waits for another
+        if launched()[1] > 1:  # all processes prepare all images at the same time, so that none waits
             _ = self.all
 
     def __len__(self) -> int:
@@ -208,7 +208,7 @@ def tensorboard_writer(out: Path, wanted: bool = True) -> Iterator[Callable[[dic
     def write(record: dict[str, Any]) -> None:
         nonlocal writer
         if writer is None:
-            # events after the step that a resumed run starts from belong to work that was lost
+            # events after the step at which a resumed run starts belong to lost work
             writer = SummaryWriter(str(out / "tensorboard"), purge_step=int(record.get("step", 0)) + 1)
         for name, value in training_scalars(record).items():
             writer.add_scalar(name, value, record["step"])

@@ -1,4 +1,4 @@
-"""The words of a command line before cyclopts reads them: lists with commas, `--config`, and what is missing."""
+"""Preparing a command line for cyclopts: comma-separated lists, `--config`, and messages for missing arguments."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from probekit.runtime.errors import UserError, did_you_mean
 
 
 def prepared(app: App, words: Sequence[str]) -> list[str]:
-    """The command line of a verb with lists split at commas and the contents of --config filled in."""
+    """The command line with lists split at commas and the contents of --config inserted."""
     verb, *rest = words
     arguments = list(app[verb].assemble_argument_collection())
     rest, file = _without_config(rest)
@@ -30,7 +30,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _split(words: Sequence[str], lists: Mapping[str, Any], inside: bool) -> Iterator[str]:
-    """Split the values of list flags at commas, and what stands before the first flag where that is a list."""
+    """Split the values of list flags at commas, and the arguments before the first flag if they are a list."""
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         flag, equals, value = word.partition("=")
         if not word.startswith("--"):
@@ -38,13 +38,13 @@ def _split(words: Sequence[str], lists: Mapping[str, Any], inside: bool) -> Iter
             continue
         inside = flag in lists and not equals
         if inside and following.startswith("--"):
-            raise UserError(f"{flag} takes one value or several, and none was given; give some, or leave it out.")
+            raise UserError(f"{flag} takes one or more values, but none was given; give some, or leave it out.")
         parts = _parts(value) if equals and flag in lists else []
         yield from [flag, *parts] if len(parts) > 1 and not re.match(r"-[^\d.]", parts[0]) else [word]
 
 
 def _parts(word: str) -> list[str]:
-    """The parts of a value between commas; a path, NAME=TEXT and a data set with options (#) may hold commas."""
+    """The parts of a value between commas; paths, NAME=TEXT and data sets with options (#) may contain commas."""
     parts = [part for part in word.split(",") if part]
     one_text = "=" in word and not all("=" in part for part in parts)
     return [word] if not parts or one_text or "#" in word or Path(word).exists() else parts
@@ -57,7 +57,7 @@ def _positional(words: Sequence[str]) -> list[str]:
 
 def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
     if sum(word.partition("=")[0] == "--config" for word in words) > 1:
-        raise UserError("--config was given twice; put everything into one file.")
+        raise UserError("--config was given twice; merge the files into one.")
     for at, word in enumerate(words):
         if word == "--config":
             if at + 1 == len(words):
@@ -69,22 +69,22 @@ def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; a `UserError` if it is absent or holds none."""
+    """The mapping in a YAML or JSON file; raises `UserError` if the file does not exist or is not a mapping."""
     import yaml
 
     class Plain(yaml.SafeLoader):
-        # numbers stay as they are written, for the flag to read: YAML 1.1 takes 011 for 9, 1:30 for 90, `on` for true
+        # numbers stay text, which the flag parses: YAML 1.1 reads 011 as 9, 1:30 as 90, `on` as true
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # a few lines of them may stand for millions of values
-                raise yaml.YAMLError("it contains an alias, *NAME; write the value itself")
+            if self.check_event(yaml.AliasEvent):  # a few lines of aliases can expand to millions of values
+                raise yaml.YAMLError("it contains an alias (*NAME): write the value itself")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = Counter(key.value for key, _ in node.value if key.id == "scalar")
             if twice := [name for name, times in names.items() if times > 1]:
-                raise yaml.YAMLError(f"the key {twice[0]!r} is there twice")
+                raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
             return super().construct_mapping(node, deep)
 
     Plain.add_implicit_resolver(
@@ -93,23 +93,23 @@ def read_config(path: Path) -> dict[str, Any]:
     Plain.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
 
     if not path.is_file():
-        raise UserError(f"--config {path}: there is no such file; give a YAML or JSON file.")
+        raise UserError(f"--config {path} does not exist; give a YAML or JSON file.")
     try:
-        # JSON is YAML, but for numbers such as 1e-3, which YAML 1.1 reads as text
+        # JSON is YAML, except for numbers such as 1e-3, which YAML 1.1 reads as text
         text = read_bytes(path, most=1 << 18)
         content = parse_json(text, path) if path.suffix == ".json" else yaml.load(text, Plain)
-        str(content)  # a number of thousands of digits has no text
-    except Exception as error:  # what a tag such as !!timestamp raises depends on what it stands before
+        str(content)  # fails for a number of thousands of digits
+    except Exception as error:  # a tag such as !!timestamp can raise any type
         raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} contains no mapping of flags to values; write lines such as `seed: 1`.")
+        raise UserError(f"--config {path} is not a mapping of flags to values; write lines such as `seed: 1`.")
     return content
 
 
 def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequence[str]) -> list[str]:
-    """The words that a file stands for: arguments first; a flag of the command line is left to it."""
+    """The arguments and flags in a file, arguments first, without flags that the command line has too."""
     content = read_config(path)
-    if isinstance(content.get(verb), dict):  # what a run or a study wrote
+    if isinstance(content.get(verb), dict):  # a file written by a run or a study
         content = content[verb]
     by_name = {
         name.lstrip("-").replace("-", "_").lower(): one
@@ -125,7 +125,7 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
             hint = did_you_mean(str(key), by_name) or f" See `probekit {verb} --help`."
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
         if (other := seen.setdefault(one.name, str(key))) != str(key):
-            raise UserError(f"--config {path}: {other!r} and {key!r} are one flag; leave one of them out.")
+            raise UserError(f"--config {path}: {other!r} and {key!r} are the same flag; leave one of them out.")
         if value is None or given & set(one.names) or {f"--no-{name[2:]}" for name in one.names} & given:
             continue
         if isinstance(value, dict):
@@ -133,7 +133,7 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
             raise UserError(
-                f"--config {path}: {key} contains a list or a mapping inside; write one value, or a list of them."
+                f"--config {path}: {key} contains a nested list or mapping; write one value, or a flat list."
             )
         if any(isinstance(item, bool) != (one.hint is bool) for item in items):
             expected = "true or false" if one.hint is bool else "something other than true or false"
@@ -150,7 +150,7 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
 
 
 def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:
-    """What is wrong with a command line, in one sentence that names the verb's own help."""
+    """The error in a command line, in one sentence that names the command's help."""
     verb = words[0]
     one = error.argument if isinstance(error, MissingArgumentError) else None
     flags = [word.partition("=")[0] for word in words]
@@ -168,7 +168,7 @@ def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:
 
 
 def _missing(app: App, words: Sequence[str]) -> list[str]:
-    """Every required argument and flag that a command line lacks, found by adding one after the other."""
+    """All required arguments and flags that a command line lacks, found by adding them one by one."""
     names: list[str] = []
     tried = list(words)
     while True:

@@ -1,4 +1,4 @@
-"""`probekit verify`: look for damage, wrong order, altered provenance and doubtful contents in a feature file."""
+"""`probekit verify`: check a feature file for damage, wrong order, altered provenance and suspicious contents."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def verify(
 
     loaded = None
     if data is not None:
-        # rows that were left out when the file was made are left out of what it is compared with
+        # rows left out at extraction are also left out of the comparison
         loaded = load_dataset(data, root=root, skip_corrupt=skipped_corrupt(file))
     report = verify_file(file, loaded)
     for warning in report.warnings:
@@ -69,14 +69,14 @@ def verify(
 def look_for_near_duplicates(
     file: Path, data: Any, layer: str | None, threshold: float | None, picture: Path | None
 ) -> list[int]:
-    """Find, count and draw near-duplicates of test images in train, and leave their row ids beside the file."""
+    """Find, count and draw near-duplicates of test images in train, and write their row ids next to the file."""
     from probekit.features.duplicates import near_duplicates_in_features, near_duplicates_in_pixels, plot_pairs
     from probekit.features.store import FeatureStore
     from probekit.results.subset_metrics import RowSet, row_set_path
 
     store = FeatureStore.open(file)
     if picture is not None and data is None:
-        raise UserError("An image of near-duplicates needs the images; give --data.")
+        raise UserError("--picture needs the images; give --data.")
     given: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     if data is not None and layer is None:
         limit = store.dataset.get("limit")

@@ -1,4 +1,4 @@
-"""Looking into a run while it trains: a cheap depth curve and sample pictures at checkpoints.
+"""Monitor a run during training: a quick depth curve and samples at checkpoints.
 
 Letters: N images, L + 1 layers.
 """
@@ -25,7 +25,7 @@ WATCHING = "Watching"
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Probes and samples of a model while it trains; they change nothing in the training itself."""
+    """Probes and samples of a model during training, which do not affect the training."""
 
     probe_every: int = option(0, "Probe every layer at checkpoints of these steps' multiples; 0: never.", WATCHING)
     probe_images: int = option(2000, "Training images for those probes; a quarter is held out for testing.", WATCHING)
@@ -41,9 +41,9 @@ class WatchConfig:
 def watch_checkpoint(
     config: WatchConfig, record: dict[str, Any], images: Any, split: Split, out: Path, steps: int, device: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the records that one of train()'s records gives rise to: "probe", "samples", or none.
+    """Yield the records that follow one of train()'s records: "probe", "samples", or none.
 
-    `images` are those of `split`, training rows, prepared; the last of `steps` is always looked at. What a kill lost
+    `images` are those of `split`, training rows, prepared; the last of `steps` is always probed. What a kill lost
     between a checkpoint and its probe or pictures is made when the run is resumed.
     """
     if record["kind"] != "checkpoint" and not (record["kind"] == "start" and record["resumed"]):
@@ -93,7 +93,7 @@ def layer_accuracies(encoder: Any, images: Any, split: Split) -> list[float]:
 
 
 def read_probes(out: Path) -> list[dict[str, Any]]:
-    """The probe records of a run, by step; of a step that was probed twice the later one."""
+    """The probe records of a run, by step; if a step was probed twice, the later one."""
     from igpt_model.training.run_log import read_metrics
 
     found = {r["step"]: r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "probe"}
@@ -101,7 +101,7 @@ def read_probes(out: Path) -> list[dict[str, Any]]:
 
 
 def probe_line(record: dict[str, Any]) -> str:
-    """One line a probe: the layer with the highest accuracy, and the last one."""
+    """One line per probe record: the layer with the highest accuracy, and the last one."""
     accuracy, peak = record["accuracy"], record["peak"]
     best = f"best layer {peak} of {len(accuracy) - 1}: {100 * accuracy[peak]:.1f} %"
     return f"step {record['step']}, probes on held-out training images: {best}, last {100 * accuracy[-1]:.1f} %"

@@ -1,8 +1,8 @@
 """Read the tensors of a weights file without running code that the file names.
 
-PyTorch's restricted unpickler (`weights_only`) refuses every global that it does not know, also where it is a plain
-container beside the weights: argparse's Namespace, Lightning's AttributeDict, a callback's state, an enum. Here a
-stand-in takes the place of each: nothing of that name is imported or called, what it holds is kept as data.
+PyTorch's restricted unpickler (`weights_only`) refuses every unknown global, even for plain containers stored with the
+weights: argparse's Namespace, Lightning's AttributeDict, a callback's state, an enum. Here each is replaced by a
+placeholder class: nothing of that name is imported or called, and its contents are kept as data.
 """
 
 import os
@@ -21,12 +21,12 @@ from igpt_model.whole_files import load_npz
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.memory import free_memory
 
-# globals that one file may name before it is given up: whole pickled models name a few dozen
+# limit on unknown globals per file; pickled models name a few dozen
 MOST_GLOBALS = 200
 
 
 class Opaque:
-    """Stands for an object of a class that is not imported."""
+    """Placeholder for an object of a class that is not imported."""
 
     named = ""
     contents: Any = None
@@ -39,14 +39,14 @@ class Opaque:
 
 
 class OpaqueDict(Opaque):
-    """Made as an OrderedDict, whose items and attributes the unpickler may set."""
+    """Placeholder created as an OrderedDict, so that the unpickler can set items and attributes."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
 
 
 class OpaqueList(Opaque):
-    """Made as a list, to which the unpickler may append."""
+    """Placeholder created as a list, so that the unpickler can append."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return []
@@ -57,7 +57,7 @@ def _stand_in(name: str, kind: type[Opaque] = Opaque) -> type[Opaque]:
 
 
 def _load_torch(path: Path) -> Any:
-    """The content, with stand-ins found one by one: each failure names the global, or the stand-in that was no dict."""
+    """Load the file, adding placeholders one by one: each failure names a global or a placeholder of the wrong type."""
     stand_ins: dict[str, type[Opaque]] = {}
     for _ in range(2 * MOST_GLOBALS):
         with torch.serialization.safe_globals([(kind, name) for name, kind in stand_ins.items()]):
@@ -69,7 +69,7 @@ def _load_torch(path: Path) -> Any:
                 wrong = re.search(
                     rf"Can only (SETITEM|append|extend)\w*.* got <class '{re.escape(__name__)}\.(.+?)'>", said
                 )
-                # PyTorch 2.9 does not look before it sets an item
+                # PyTorch 2.9 does not check the type before setting an item
                 as_dict = re.search(r"^'(\S+)' object does not support item assignment", said)
                 if refused is not None:
                     name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"
@@ -86,20 +86,20 @@ def _load_torch(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch says of a file that it refuses, without the paragraphs and terminal codes round it."""
+    """The reason why PyTorch refuses a file, without the surrounding paragraphs and terminal codes."""
     if "TorchScript" in str(error):
         return "it is a TorchScript archive, a program"
     said = re.search(r"WeightsUnpickler error:\s+([^\n]+)", str(error))
     blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
     if blocked:
-        return f"it names {blocked[1]}, which may run programs"
+        return f"it refers to {blocked[1]}, which may run programs"
     if isinstance(error, EOFError | IndexError) or "Unsupported operand" in str(error):
-        return "it is no file of torch.save, safetensors or numpy.savez"
+        return "it was not written by torch.save, safetensors or numpy.savez"
     return said[1].strip(". ") if said else first_line(error)
 
 
 def _named_content(state: Any) -> Any:
-    """Items and attributes of what a stand-in's object held, where they are by name."""
+    """Items and attributes of a placeholder's object, if they are named."""
     if isinstance(state, Opaque):
         return state.contents if isinstance(state.contents, Mapping) else state
     if isinstance(state, OrderedDict) and not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -108,13 +108,14 @@ def _named_content(state: Any) -> Any:
 
 
 def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a torch file, of .safetensors (or the .index.json of its shards), or of an .npz.
+    """Read the tensors of a torch file, a .safetensors file (or the .index.json of its shards), or an .npz file.
 
-    `state_key` is their key inside nested dictionaries: "model", or "teacher.backbone" for two levels.
+    `state_key` is their key in nested dictionaries: "model", or "teacher.backbone" for two levels.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_file():
-        raise UserError(f"{path} is a folder; give one file." if path.is_dir() else f"There is no weights file {path}.")
+        wrong = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
+        raise UserError(f"The weights file {path} {wrong}.")
     try:
         state = _load(path)
     except Exception as error:
@@ -124,12 +125,12 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
     remaining = state_key
     while remaining:
         state = _by_name(state)
-        # a key may itself hold dots: the longest one that is there wins
+        # a key may contain dots: the longest match wins
         parts = remaining.split(".")
         heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
         head = next((h for h in heads if isinstance(state, Mapping) and h in state), None)
         if head is None:
-            raise UserError(f"{path} has no {state_key!r}; it contains {_content(state)}: give another --state-key.")
+            raise UserError(f"{path} has no key {state_key!r}; give a different --state-key ({_content(state)}).")
         state, remaining = state[head], remaining[len(head) + 1 :]
     if isinstance(state, Opaque):
         raise UserError(
@@ -137,14 +138,14 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
         )
     if not _is_state(state):
         inside = [key for _, key in sorted(_states(state), key=lambda found: -found[0])]
-        advice = f"take --state-key {' or '.join(inside[:4])}" if inside else "give the file of a state_dict"
+        advice = f"give --state-key {' or '.join(inside[:4])}" if inside else "give the file of a state_dict"
         raise UserError(f"{path} contains {_content(state)} rather than tensors by name; {advice}.")
-    # counters and settings among the tensors are no weights
+    # counters and settings among the tensors are not weights
     return {str(key): torch.as_tensor(value) for key, value in state.items() if isinstance(value, ARRAYS)}
 
 
 def _load(path: Path) -> Any:
-    """What a file holds, by its first bytes: safetensors, NumPy's .npz, a list of shards, else PyTorch's."""
+    """Load a file by its type: safetensors, NumPy's .npz, an index of shards, or else PyTorch's."""
     with open_regular(path) as file:
         start = file.read(64)
     if start[8:9] == b"{":
@@ -154,7 +155,7 @@ def _load(path: Path) -> Any:
     if path.suffix.lower() == ".npz":
         return load_npz(path, free_memory())
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a pointer of Git LFS: fetch the file itself with git lfs pull")
+        raise ValueError("it is a Git LFS pointer: fetch the file itself with git lfs pull")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise ValueError("it is truncated: copy or download it again")
     if start.lstrip()[:1] == b"<":
@@ -162,10 +163,10 @@ def _load(path: Path) -> Any:
     if path.name.endswith(".index.json"):
         places = read_json(path, {"weight_map": dict})["weight_map"]
         if any(Path(str(shard)).name != shard for shard in places.values()):
-            raise ValueError("it names files of other folders")
+            raise ValueError("it names files in other folders")
         shards = {shard: _load(path.parent / shard) for shard in sorted(set(places.values()))}
         if held := sorted({(key, shard) for shard in shards for key in shards[shard]} ^ set(places.items())):
-            raise ValueError(f"it and its files disagree on where {held[0][0]} is: copy all of one version")
+            raise ValueError(f"it does not match its files for {held[0][0]}: copy all files of one version")
         return {key: shards[shard][key] for key, shard in places.items()}
     return _load_torch(path)
 
@@ -174,7 +175,7 @@ ARRAYS = (torch.Tensor, np.ndarray)
 
 
 def _by_name(value: Any) -> Any:
-    """A container's items by text: of a mapping, a list, or what a stand-in's object held."""
+    """A container (mapping, list or placeholder) as a mapping with string keys."""
     value = _named_content(value)
     if isinstance(value, list | tuple):
         return {str(k): item for k, item in enumerate(value)}
@@ -182,7 +183,7 @@ def _by_name(value: Any) -> Any:
 
 
 def _is_state(value: Any) -> bool:
-    """Tensors by name, most of what a mapping holds; beside them no containers."""
+    """Whether a value is a mapping of mostly tensors, without nested containers."""
     if not isinstance(value, Mapping):
         return False
     others = [v for v in value.values() if not isinstance(v, ARRAYS)]
@@ -191,7 +192,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _states(value: Any, above: str = "", depth: int = 5) -> list[tuple[int, str]]:
-    """The sizes and the keys, from the top, of the mappings of tensors inside a container."""
+    """The sizes and full keys of the mappings of tensors inside a container."""
     value = _by_name(value)
     found: list[tuple[int, str]] = []
     for key, item in value.items() if isinstance(value, Mapping) and depth else ():

@@ -1,4 +1,4 @@
-"""What an encoder decided on the way (which axis is what, special tokens, pooling), as lines to print."""
+"""Print how an encoder reads its layers: axes, special tokens, pooling."""
 
 from itertools import groupby
 from typing import Any
@@ -8,7 +8,7 @@ from probekit.runtime.errors import some
 
 
 def decision_lines(encoder: Any) -> list[str]:
-    """One line for each run of layers that are read alike, then the norm; the same facts are in the provenance."""
+    """One line per run of layers that are read the same way, then the norm and others, all from the provenance."""
     provenance = encoder if isinstance(encoder, dict) else encoder.provenance
     decisions = provenance.get("decisions") or {}
     lines = []
@@ -21,7 +21,7 @@ def decision_lines(encoder: Any) -> list[str]:
         if isinstance(provenance.get(key), str):
             lines.append(f"{key}: {provenance[key]}")
     for key, what in (
-        ("weights_missing", "not in the file, read by no layer"),
+        ("weights_missing", "not in the file, not used by any layer"),
         ("weights_unused", "in the file, not used"),
     ):
         keys = list(provenance.get(key) or [])
@@ -42,11 +42,11 @@ def _sentence(decision: dict[str, Any]) -> str:
     prefix, positions = decision["prefix_tokens"], decision["positions"]
     kind = AXES[decision["axes"]]
     if decision["axes"] == "BD":
-        return f"{kind} of width {decision['width']}, taken as they are"
+        return f"{kind} of width {decision['width']}, used as they are"
     special = f" after {prefix} special token{'s' * (prefix > 1)}" if prefix else ""
     how = {
         "mean": f"mean over {positions} positions{special}",
         "cls": "the first (CLS) token",
-        "both": f"the first (CLS) token beside the mean over {positions} positions{special}",
+        "both": f"the first (CLS) token and the mean over {positions} positions{special}",
     }[decision["pool"]]
     return f"{kind}, {how}, width {decision['width']}"

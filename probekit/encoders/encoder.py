@@ -1,4 +1,4 @@
-"""What an encoder is: images in, the pooled features of every layer out; and where it computes, in which format.
+"""The encoder protocol: maps images to the pooled features of every layer; and its device and number format.
 
 Letters: B images, H and W sides, C channels.
 """
@@ -24,9 +24,9 @@ class Encoder(Protocol):
     layers : tuple of str
         Names, shallow to deep.
     widths : tuple of int
-        Columns of each layer's features; they may differ.
+        Number of features of each layer; may differ between layers.
     provenance : dict
-        JSON: name, weights hash, config, pooling, norm, resolution, palette hash, and what was decided on the way.
+        JSON-serialisable: name, weights hash, config, pooling, norm, resolution, palette hash, and how layers are read.
     """
 
     layers: tuple[str, ...]
@@ -34,16 +34,16 @@ class Encoder(Protocol):
     provenance: dict[str, Any]
 
     def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
-        """One image at the encoder's fixed size, uint8 (H, W, 3) or finished float32 (3, H, W); picklable."""
+        """Prepare one image: uint8 (H, W, 3) or normalised float32 (3, H, W), of fixed size; picklable."""
         ...
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
-        """One (B, width) float32 tensor a layer; what is random depends on (seed, row id) only."""
+        """One (B, width) float32 tensor per layer; any randomness depends only on (seed, row id)."""
         ...
 
 
 def encoder_repr(encoder: Encoder) -> str:
-    """What a notebook shows of an encoder: its name, and the layers with their widths."""
+    """The repr of an encoder: its name, and its layers with their widths."""
     layers, widths = encoder.layers, sorted(set(encoder.widths))
     ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
     name = f"{type(encoder).__name__}({encoder.provenance.get('name')!r}: "
@@ -51,15 +51,14 @@ def encoder_repr(encoder: Encoder) -> str:
 
 
 def layer_patterns(wanted: Any) -> list[str]:
-    """Names or globs of layers, from a text parted by commas, a sequence, or one number."""
+    """Names or globs of layers, from a comma-separated string, a sequence, or one number."""
     if isinstance(wanted, str):
         return [pattern.strip() for pattern in wanted.split(",")]
     return [str(pattern) for pattern in (wanted if np.ndim(wanted) else [wanted])]
 
 
 def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> list[int]:
-    """Positions, in depth order, of the layers that names or globs (in a sequence, or parted by commas) name; None:
-    all."""
+    """Positions, in depth order, of the layers that match names or globs (comma-separated or a sequence); None: all."""
     if wanted is None:
         return list(range(len(names)))
     chosen: set[int] = set()
@@ -67,7 +66,7 @@ def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> l
         found = {i for i, name in enumerate(names) if name == pattern or fnmatchcase(name, pattern)}
         if not found:
             shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
-            raise UserError(f"No layer matches {pattern!r}; there are {shown}.")
+            raise UserError(f"No layer matches {pattern!r}; choose from {shown}.")
         chosen |= found
     return sorted(chosen)
 
@@ -84,22 +83,22 @@ class Compute:
     dtype: str
 
     def context(self) -> AbstractContextManager:
-        """Inside it, matrix products run in the number format."""
+        """Context in which matrix products use the number format."""
         if self.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.dtype])
 
     def send(self, values: Any) -> torch.Tensor:
-        """An array or tensor of the host as a tensor on the device."""
+        """Copy an array or CPU tensor to the device."""
         return send(values, self.device)
 
     def to_dict(self) -> dict[str, str]:
-        """For the provenance; the kind of device counts, not its number."""
+        """For the provenance: the type of device, without its index."""
         return {"device": self.device.type, "dtype": self.dtype}
 
 
 def compute(device: str | torch.device = "cpu", dtype: str = "float32") -> Compute:
-    """The place and format for an encoder; "auto" takes a CUDA device when there is one."""
+    """Device and number format for an encoder; "auto" uses a CUDA device if there is one."""
     if dtype not in DTYPES:
-        raise UserError(f"The dtype {dtype!r} is not known; choose {', '.join(DTYPES)}.")
+        raise UserError(f"The dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}.")
     return Compute(find_device(device), dtype)

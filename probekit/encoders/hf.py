@@ -1,7 +1,7 @@
-"""Hugging Face vision models: every hidden state, pooled as it arises.
+"""Hugging Face vision models: every hidden state, pooled as soon as it is computed.
 
-Of models in stages, whose hidden states are those between stages, the blocks inside are layers too. ImageGPT is
-converted to an iGPT and run as one: its own processor leaves out the start token. Letters: B images.
+For models whose hidden states are the outputs of stages, the blocks inside stages are layers too. ImageGPT is converted
+to an `igpt_model.IGPT`, since its own processor omits the start token. Letters: B images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,16 +45,16 @@ def _transformers() -> Any:
 
 
 def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
-    """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers, at `revision`).
+    """`hf:FOLDER_OR_NAME`: a local folder, or a model from the hub (downloaded by transformers, at `revision`).
 
-    A weights file may take the place of the model's own (`load_weights_of`); options are those of `from_transformers`.
+    A weights file may replace the model's own (`load_weights_of`); options are those of `from_transformers`.
     """
     transformers = _transformers()
     config, written = _config(name, revision)
     if not transformers.utils.is_peft_available() and (Path(name) / "adapter_config.json").is_file():
         raise UserError(
-            f"hf:{name} contains an adapter (adapter_config.json), which only peft can apply: pip install peft, or "
-            "merge it into the weights (merge_and_unload)."
+            f"hf:{name} contains an adapter (adapter_config.json), which needs peft; pip install peft, or merge the "
+            "adapter into the weights (merge_and_unload)."
         )
     with explained(f"hf:{name} cannot be loaded", "check the folder or name"):
         model, info = _class(transformers, config).from_pretrained(
@@ -72,7 +72,7 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
-    """`random:hf:NAME`: the architecture of a folder or name with fresh weights."""
+    """`random:hf:NAME`: the architecture of a folder or hub model with randomly initialised weights."""
     transformers = _transformers()
     config, written = _config(name, None)
     kind = _class(transformers, config)
@@ -84,7 +84,7 @@ def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
 
 
 def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
-    """A model's configuration, and what its processor file says; nothing where it has none."""
+    """A model's configuration, and the content of its processor file ({} if it has none)."""
     transformers = _transformers()
     with explained(f"hf:{name} is neither a folder with a config.json nor a model that can be fetched"):
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -97,15 +97,17 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
         )
     except OSError as error:
         if folder.is_dir():
-            raise UserError(f"hf:{name}: its preprocessor_config.json cannot be read ({first_line(error)}).") from error
+            raise UserError(
+                f"hf:{name}: its preprocessor_config.json cannot be read ({first_line(error)}); correct the file."
+            ) from error
         written = {}  # the hub has no such file
     if not isinstance(written, dict):
-        raise UserError(f"hf:{name}: its preprocessor_config.json contains no settings by name; correct the file.")
+        raise UserError(f"hf:{name}: its preprocessor_config.json is not a JSON object; correct the file.")
     return config, written
 
 
 def _nested_settings(folder: Path) -> dict[str, Any] | None:
-    """What processor_config.json says about images, which transformers reads first; None where it says nothing."""
+    """The image settings in processor_config.json, which transformers reads first, or None."""
     file = folder / PROCESSOR_FILES[1]
     return read_json(file, {"image_processor?": (dict, None)}).get("image_processor") if file.is_file() else None
 
@@ -133,7 +135,7 @@ def _encoder(
         other = read_json(Path(name) / PROCESSOR_FILES[0], {})
         if differing := sorted(key for key, value in nested.items() if other.get(key, value) != value):
             note = (
-                f"{PROCESSOR_FILES[1]} is used, as by transformers; {PROCESSOR_FILES[0]} next to it has another "
+                f"{PROCESSOR_FILES[1]} is used, as by transformers; {PROCESSOR_FILES[0]} next to it has a different "
                 f"{', '.join(differing)}"
             )
     if note:
@@ -146,11 +148,11 @@ def _encoder(
 def _of_timm(
     model: Any, name: str, revision: str | None, about: dict[str, Any], loaded: Loaded, options: dict[str, Any]
 ) -> Encoder:
-    """A timm model that transformers wraps: timm's layers and transform, at the size of transformers' own processor."""
+    """A timm model wrapped by transformers: timm's layers and transform, at the size of transformers' processor."""
     from probekit.encoders.timm_models import from_timm
 
     inner = model.timm_model
-    # transformers' processor leaves out the size at which timm evaluates
+    # transformers' processor ignores the test size of timm
     inner.pretrained_cfg = {k: v for k, v in model.config.pretrained_cfg.items() if not k.startswith("test_")}
     missing = tuple(key.removeprefix("timm_model.") for key in loaded.missing)
     encoder = from_timm(inner, {**about, "kind": "hf"}, loaded=replace(loaded, missing=missing), **options)
@@ -162,7 +164,7 @@ def _of_timm(
             theirs = np.asarray(processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"][0])
             if largest_difference(encoder._normalise, encoder.prepare(picture), theirs) > 0:
                 raise UserError(
-                    f"hf:{name}: {type(processor).__name__} prepares other pictures than timm's transform; give "
+                    f"hf:{name}: {type(processor).__name__} prepares images differently from timm's transform; give "
                     f"timm:{model.config.architecture}, or --resolution, --mean and --std."
                 )
     return encoder
@@ -177,10 +179,10 @@ def from_transformers(
     loaded: Loaded | None = None,
     **options: Any,
 ) -> ModuleEncoder:
-    """A transformers vision model that is already made; of CLIP-like pairs the vision part.
+    """Wrap a transformers vision model, or the vision part of a CLIP-like model.
 
-    Without `layers`, every hidden state (0 is the embedding), the blocks inside stages and, if it is another tensor,
-    the last state after the final norm; otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
+    The default `layers` are every hidden state (0 is the embedding), the blocks inside stages and, if it is a separate
+    tensor, the last state after the final norm; otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
     `processor` is None where resolution, mean and std are given; `about` are entries for the provenance; `options` are
     those of `ModuleEncoder`.
     """
@@ -235,7 +237,7 @@ def from_transformers(
 
 
 def _kernel(processor: Any) -> str | None:
-    """The kernel with which a processor resizes, where it names one of Pillow's."""
+    """The name of the Pillow kernel with which a processor resizes, or None."""
     try:
         return Image.Resampling(int(processor.resample)).name.lower()
     except (AttributeError, TypeError, ValueError):
@@ -243,7 +245,7 @@ def _kernel(processor: Any) -> str | None:
 
 
 def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:
-    """The part of a pair of image and text model that sees pictures, and what is missing in that part."""
+    """The image part of an image-text model, and the keys missing in that part."""
     text = any(hasattr(model, name) for name in ("text_model", "language_model", "text_projection", "qformer"))
     tower = next((name for name in IMAGE_TOWERS if hasattr(model, name)), None)
     if not text or tower is None:
@@ -254,7 +256,7 @@ def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:
 
 
 def _forward(model: Any, sides: tuple[int, int]) -> tuple[Any, str]:
-    """How to call the model: without masking (MAE), with interpolated positions where the size is another one."""
+    """How to call the model: without masking (MAE), with interpolated positions if the image size differs."""
     image_size = getattr(model.config, "image_size", None)
     other_size = image_size is not None and pair(image_size) != tuple(sides) and hasattr(model.config, "patch_size")
     extra: dict[str, Any] = {"interpolate_pos_encoding": True} if other_size else {}
@@ -285,8 +287,8 @@ def from_imagegpt(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> IGPTEncoder:
-    """A Hugging Face ImageGPT as an iGPT: its own processor's picture and colours, start token in front, every layer
-    through the norm that reads it."""
+    """Convert a Hugging Face ImageGPT to an `IGPTEncoder`: images and colours of its own processor, a start token in
+    front, and every layer followed by the norm that reads it."""
     from igpt_model.convert.huggingface import from_huggingface
 
     whose = f"hf:{about.get('source')}"
@@ -301,13 +303,14 @@ def from_imagegpt(
     for picture, pixels in zip(odd_pictures(), odd_results(whose, prepare), strict=True):
         if pixels.shape[:2] != (side, side):
             raise UserError(
-                f"{whose}: its processor makes {pixels.shape[:2]} pixels, but the model reads {side} x {side}."
+                f"{whose}: its processor returns {pixels.shape[:2]} pixels, but the model reads {side} x {side}; "
+                "correct preprocessor_config.json."
             )
         theirs = np.asarray(processor(Image.fromarray(picture), return_tensors="np")["input_ids"]).ravel()
-        # a colour half way between two clusters may fall to either, by the last bit of a distance
+        # a colour equally far from two clusters may be assigned to either, by rounding
         if np.mean(palette.encode(pixels[None]).ravel() != theirs) > 1e-3:
             raise UserError(
-                f"{whose}: its processor gives other colours than its clusters in [-1, 1]; correct the file."
+                f"{whose}: its processor does not return the nearest of its clusters in [-1, 1]; correct the file."
             )
     encoder = IGPTEncoder(
         igpt,

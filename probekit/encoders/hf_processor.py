@@ -1,7 +1,7 @@
 """transformers' own image processor as an encoder's `prepare`.
 
-Nothing of it is imitated: the class that the model's files name (its Pillow version, which is the reference) resizes,
-crops, pads and reorders channels. Letters: H and W sides.
+Nothing is reimplemented: the class named in the model's files (its Pillow version, the reference) resizes, crops, pads
+and reorders channels. Letters: H and W sides.
 """
 
 import inspect
@@ -25,13 +25,13 @@ from probekit.encoders.preparation import (
 )
 from probekit.runtime.errors import UserError, explained, first_line
 
-# written into processor files, without effect on a picture
+# entries of processor files without effect on images
 ABOUT = {
     *("auto_map", "feature_extractor_type", "image_processor_class", "image_processor_type", "processor_class"),
     *("processor_type", "tokenizer_class", "transformers_version", "use_fast", "model_input_names"),
     *("max_size", "pad_and_return_pixel_mask", "reduce_labels"),
 }
-# switches of the steps that --resolution, --resize and --crop take the place of
+# switches of the steps that --resolution, --resize and --crop replace
 SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
 REPLACE = "give --resolution, --mean and --std, which replace it"
 VALUE_SWITCHES = ("do_rescale", "do_normalize", "include_top")
@@ -39,10 +39,10 @@ VALUE_SWITCHES = ("do_rescale", "do_normalize", "include_top")
 
 @dataclass(frozen=True, eq=False)
 class ProcessorPreparation(DescribedPreparation):
-    """One picture through a transformers image processor, some of whose steps are switched off, after the user's own
-    sizes.
+    """Prepare one image with a transformers image processor, some of whose steps may be switched off, after resizing it
+    as the user asks (`before`).
 
-    With `pixels` uint8 (H, W, 3), where the steps that are left keep it so; else float32 (3, H, W).
+    With `pixels`, returns uint8 (H, W, 3) if the remaining steps do; otherwise float32 (3, H, W).
     """
 
     processor: Any
@@ -74,10 +74,9 @@ class ProcessorPreparation(DescribedPreparation):
 def prepare_with(
     processor: Any, whose: str, before: Preparation | None = None, mean: Any = None, std: Any = None
 ) -> tuple[DescribedPreparation, Normalisation | None]:
-    """`prepare` and what is left for `Normalisation` (None: nothing), from a processor and what the user asks instead.
+    """`prepare` and the remaining `Normalisation` (or None), from a processor and the user's options.
 
-    `before` takes the place of the processor's own resize, crop and padding, `mean` and `std` of its own (each alone,
-    too).
+    `before` replaces the processor's resize, crop and padding; `mean` and `std` replace its own, also separately.
     """
     has = {name for name in (*SIZE_SWITCHES, *VALUE_SWITCHES) if getattr(processor, name, None)}
     sizes_off = {name: False for name in SIZE_SWITCHES if before is not None and name in has}
@@ -89,14 +88,14 @@ def prepare_with(
         made = sides(np.asarray(prepare(np.zeros((*before.crop, 3), np.uint8))))
         if made != before.crop:
             raise UserError(
-                f"{whose}: {type(processor).__name__} makes {made[0]} x {made[1]} of images of {before.crop[0]} x "
-                f"{before.crop[1]} and cannot be told otherwise; leave out --resolution, --resize and --crop."
+                f"{whose}: {type(processor).__name__} always resizes {before.crop[0]} x {before.crop[1]} to {made[0]} "
+                f"x {made[1]}; leave out --resolution, --resize and --crop."
             )
     return prepare, left
 
 
 def _normalisations(processor: Any) -> list[Normalisation]:
-    """What a processor's settings say about values: rescale, then (x - mean) / std; with and without an offset of 1."""
+    """Candidates for a processor's normalisation: rescale, then (x - mean) / std; with and without an offset of 1."""
 
     def of(name: str, default: Any) -> Any:
         value = getattr(processor, name, None)
@@ -111,9 +110,9 @@ def _normalisations(processor: Any) -> list[Normalisation]:
         return []
     if factor <= 0 or (std <= 0).any():
         return []
-    if of("include_top", False):  # EfficientNet divides by the deviation once more
+    if of("include_top", False):  # EfficientNet divides by std twice
         std = std * np.array(triple(of("image_std", 1.0)))
-    # 255 * factor is 1 but for the last bit of most files' 0.00392156862745098
+    # 255 * factor is 1 up to rounding for the 0.00392156862745098 in most files
     unit = 1.0 if abs(255 * factor - 1) < 1e-12 else 255 * factor
     made = [(mean / unit, std / unit), ((mean + 1) / unit, std / unit)]
     return [Normalisation(triple(m.tolist()), triple(s.tolist())) for m, s in made]
@@ -122,16 +121,14 @@ def _normalisations(processor: Any) -> list[Normalisation]:
 def load_processor(
     transformers: Any, name: str, revision: str | None, config: Any, written: Mapping[str, Any]
 ) -> tuple[Any, str | None]:
-    """The image processor of a model, and a sentence where its files do not name it; (None, None) where transformers
-    knows none.
+    """The image processor of a model, with a note if its files do not name it; (None, None) if transformers has none.
 
-    `written` is its preprocessor_config.json; empty when there is none: then the class's defaults at the model's image
-    size.
+    `written` is its preprocessor_config.json; if empty, the defaults of the class are used at the model's image size.
     """
     default = _default_class(transformers, config)
     named = {"image_processor_type", "feature_extractor_type"} & set(written)
     if "auto_map" in written and not named:
-        raise UserError(f"hf:{name}: its image processor is code of its own, which is not run here; {REPLACE}.")
+        raise UserError(f"hf:{name}: its image processor is custom code, which is not run here; {REPLACE}.")
     if not written:
         if default is None:
             return None, None
@@ -149,7 +146,7 @@ def load_processor(
     except Exception as error:
         if named or default is None:
             raise UserError(
-                f"hf:{name}: its image processor cannot be made ({first_line(error)}); {REPLACE}."
+                f"hf:{name}: its image processor cannot be created ({first_line(error)}); {REPLACE}."
             ) from error
         processor = _make(default, dict(written), name)
     _check_settings(processor, written, name)
@@ -157,20 +154,20 @@ def load_processor(
 
 
 def _check_settings(processor: Any, written: Mapping[str, Any], name: str) -> None:
-    """Refuse a processor file whose class is another, or whose settings its class does not read."""
+    """Refuse a processor file that names a different class, or contains settings that its class does not read."""
     kind = written.get("image_processor_type") or written.get("feature_extractor_type") or type(processor).__name__
     if _plain_name(kind) != _plain_name(type(processor).__name__):
         raise UserError(
-            f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; {REPLACE}."
+            f"hf:{name}: preprocessor_config.json names {kind}, which this version of transformers lacks; {REPLACE}."
         )
     texts = [key for key, value in written.items() if key.startswith("do_") and isinstance(value, str)]
     if texts:
         raise UserError(
-            f"hf:{name}: preprocessor_config.json contains {texts[0]}: {written[texts[0]]!r}, but true or false is "
-            f"expected, without quotes; correct the file, or {REPLACE}."
+            f"hf:{name}: preprocessor_config.json contains {texts[0]}: {written[texts[0]]!r}, but must be true or "
+            f"false without quotes; correct the file, or {REPLACE}."
         )
     understood = _understood(processor) | ABOUT
-    # a step switched off that the class does not have is harmless, but not the misspelt name of one that it has
+    # an unknown step that is switched off is harmless, unless its name is a typo of a known one
     strange = sorted(
         key
         for key, value in written.items()
@@ -180,7 +177,7 @@ def _check_settings(processor: Any, written: Mapping[str, Any], name: str) -> No
     if strange:
         raise UserError(
             f"hf:{name}: preprocessor_config.json contains {', '.join(strange)}, which {type(processor).__name__} does "
-            f"not understand; correct the file, or {REPLACE}."
+            f"not support; correct the file, or {REPLACE}."
         )
 
 
@@ -190,7 +187,7 @@ def _make(kind: Any, settings: dict[str, Any], name: str) -> Any:
 
 
 def _plain_name(kind: str) -> str:
-    """An image processor's name without what tells its versions apart."""
+    """An image processor's name without the affixes of its variants."""
     return kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
 
 
@@ -203,7 +200,7 @@ def _understood(processor: Any) -> set[str]:
 
 
 def _default_class(transformers: Any, config: Any) -> Any:
-    """The processor class, Pillow's first, that transformers has for a configuration or the package that it is in."""
+    """The processor class of transformers, preferably Pillow's, for a configuration or its package."""
     auto = import_module("transformers.models.auto.image_processing_auto")
     package = type(config).__module__.rpartition(".")[0].rpartition(".")[2]
     names = auto.IMAGE_PROCESSOR_MAPPING_NAMES
@@ -222,7 +219,7 @@ def _default_class(transformers: Any, config: Any) -> Any:
 
 
 def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
-    """The class's default sizes, in proportion, so that the picture has the side that the model was built for."""
+    """The default sizes of the class, scaled to the image size that the model was built for."""
     side = getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(side, list | tuple):
         side = side[0] if len(set(side)) == 1 else None

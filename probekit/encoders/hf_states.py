@@ -1,7 +1,7 @@
-"""Which submodule of a Hugging Face model makes which hidden state.
+"""Find the submodule of a Hugging Face model that computes each hidden state.
 
-It is found, not assumed: the model runs once with all hidden states, and each is matched with the submodule that
-returned that very tensor. Letters: B images, k layers.
+The model runs once with output_hidden_states, and each state is matched with the submodule that returned that same
+tensor object. Letters: B images, k layers.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from probekit.encoders.pooling import first_tensor, parts_of
 from probekit.runtime.errors import UserError
 
 AFTER_NORM = "last_hidden_state, after the final norm"
-# what transformers calls the blocks inside a stage
+# names for the blocks inside a stage in transformers
 BLOCKS = ("blocks", "layers")
 
 
 def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
-    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages."""
-    # no blank image: without biases all states of one would be zero, and the last one equal to its norm
+    """Map submodules to the hidden states they compute, {submodule: "hidden_states[k]"}, or to blocks in stages."""
+    # not a blank image: without biases all its states would be zero, and the last one equal to its norm
     image = torch.rand((1, 3, *sides), generator=torch.Generator().manual_seed(0))
     image = image.to(next(model.parameters()).device)
     with failure_as_sentence(model, sides):
@@ -31,17 +31,18 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
         made.setdefault(id(tensor), []).append(name)
     states = getattr(output, "hidden_states", None)
     if not states:
-        raise UserError(f"{type(model).__name__} gives no hidden states; name submodules through torch: instead.")
+        raise UserError(f"{type(model).__name__} returns no hidden states; use torch: and name submodules instead.")
     found: dict[str, str] = {}
     for k, state in enumerate(states):
-        if state is image:  # DINOv3's ConvNeXt begins with the picture itself
+        if state is image:  # DINOv3's ConvNeXt returns the image itself as the first state
             continue
         names = made.get(id(state)) or _reordered(outputs, state)
         if not names:
             raise UserError(
-                f"hidden_states[{k}] of {type(model).__name__} is made by no submodule; name layers through torch:."
+                f"hidden_states[{k}] of {type(model).__name__} is not the output of a submodule; use torch: and name "
+                "submodules instead."
             )
-        # of several that return the same tensor, the numbered block says most; else the outermost, which ends last
+        # if several return the same tensor, prefer a numbered block, else the outermost, which ends last
         block = [name for name in names if name.rpartition(".")[2].isdigit()]
         found[min(block, key=len) if block else names[-1]] = f"hidden_states[{k}]" + (
             "" if id(state) in made else ", whose positions are in another order"
@@ -49,7 +50,7 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
     last = getattr(output, "last_hidden_state", None)
     if last is not None and id(last) in made and last is not states[-1] and not torch.equal(last, states[-1]):
         maker = made[id(last)][-1]
-        if sum(name == maker for name, _ in outputs) == 1:  # BLIP's norm reads its pooled vector too
+        if sum(name == maker for name, _ in outputs) == 1:  # BLIP applies its norm to the pooled vector too
             found[maker] = AFTER_NORM
     stages, between = dict(found), {id(state) for state in states}
     for name, tensor in outputs:
@@ -61,21 +62,20 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
 
 
 def _run(model: Any, forward: Any, image: torch.Tensor) -> tuple[list[tuple[str, torch.Tensor]], Any]:
-    """What each submodule returned, in order, and the model's output; all kept alive, as an id is free to be used again
-    once its object is gone."""
+    """What each submodule returned, in order, and the model's output; all are kept alive, so that ids stay unique."""
     outputs: list[tuple[str, torch.Tensor]] = []
 
     def note(name: str) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
             with suppress(UserError):
                 tensor = first_tensor(output, name)
-                # tensors deeper inside are those of a norm or block within, which is found by itself
+                # more deeply nested tensors are outputs of inner modules, which have their own hooks
                 if tensor is output or any(tensor is part for part in parts_of(output)):
                     outputs.append((name, tensor))
 
         return hook
 
-    # an identity hands on what another submodule made
+    # an Identity returns the output of another submodule
     makers = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.nn.Identity)}
     handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
     try:
@@ -87,11 +87,8 @@ def _run(model: Any, forward: Any, image: torch.Tensor) -> tuple[list[tuple[str,
 
 
 def _reordered(outputs: Sequence[tuple[str, torch.Tensor]], state: torch.Tensor) -> list[str]:
-    """The submodules whose output has exactly this state's positions in another order or form, as Hiera's embedding, or
-    PVTv2's tokens, which become a map.
-
-    Their mean is the same; a token in front there could not be told, but neither could it in the state.
-    """
+    """The submodules whose output has exactly the positions of this state in a different order or form, such as Hiera's
+    embedding, or PVTv2's tokens, which are reshaped to a map; the mean over positions is the same."""
 
     def positions(h: torch.Tensor) -> torch.Tensor:
         return torch.unique(h.flatten(0, -2), dim=0)

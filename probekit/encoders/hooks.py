@@ -1,6 +1,6 @@
-"""Any torch module as an encoder: forward hooks pool each named submodule's output as soon as it exists.
+"""Any torch module as an encoder: forward hooks pool each named submodule's output as soon as it is computed.
 
-No hidden state is kept: a hook holds on to the pooled (B, width) rows only. Letters: B images, H and W sides.
+Only the pooled (B, width) rows are kept, not the hidden states. Letters: B images, H and W sides.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from probekit.runtime.errors import UserError, explained, first_line
 from probekit.runtime.imports import import_object
 
 Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
-# torch.compile wraps a module and puts this level into the names of its submodules
+# torch.compile wraps a module and adds this level to the names of its submodules
 COMPILED = "_orig_mod"
 
 
@@ -40,17 +40,17 @@ def _plain_forward(module: torch.nn.Module, x: torch.Tensor) -> Any:
 
 
 def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Every submodule by its name, without the level that torch.compile adds; the module itself is left out."""
+    """Every submodule by name, without the level that torch.compile adds; the module itself is excluded."""
     named: dict[str, torch.nn.Module] = {}
     for name, part in module.named_modules():
-        # of a compiled submodule and what it wraps, the inner one is kept: it is named last
+        # for a compiled submodule, the inner module, which is listed last, replaces the wrapper
         named[".".join(level for level in name.split(".") if level != COMPILED)] = part
     named.pop("", None)
     return named
 
 
 def match_modules(module: torch.nn.Module, wanted: str | int | Sequence[str | int]) -> list[str]:
-    """Names of the submodules that `wanted` names; in a glob, `*` stays within one level ("blocks.*")."""
+    """Names of the submodules that match `wanted`; in a glob, `*` matches within one level ("blocks.*")."""
     names = list(submodules(module))
     chosen: dict[str, None] = {}
     for pattern in layer_patterns(wanted):
@@ -61,7 +61,7 @@ def match_modules(module: torch.nn.Module, wanted: str | int | Sequence[str | in
             if len(parts := name.split(".")) == len(levels) and all(map(fnmatchcase, parts, levels))
         ]
         if not found:
-            raise UserError(f"No submodule matches {pattern!r}; there are {_shown(names)}.")
+            raise UserError(f"No submodule matches {pattern!r}; choose from {_shown(names)}.")
         chosen.update(dict.fromkeys(found))
     return list(chosen)
 
@@ -71,15 +71,15 @@ def _shown(names: Sequence[str], most: int = 30) -> str:
     return ", ".join(name for name in names if name in set(shallow)) + (", ..." if len(names) > most else "")
 
 
-SIZE_ADVICE = "give the size that it takes (--resolution), or the call that it needs (forward= in Python)"
-PREPARE_ADVICE = "let prepare return the size that it takes, or give the call that it needs (forward= in Python)"
+SIZE_ADVICE = "give the image size that it takes (--resolution), or how to call it (forward= in Python)"
+PREPARE_ADVICE = "let prepare return the image size that it takes, or give how to call it (forward= in Python)"
 
 
 @contextmanager
 def failure_as_sentence(
     module: torch.nn.Module, sides: tuple[int, int], advice: str = SIZE_ADVICE, count: str = ""
 ) -> Iterator[None]:
-    """Turn whatever a model raises at its first forward pass into what to do about it."""
+    """Convert any exception in a model's first forward pass to a `UserError` with advice."""
     try:
         yield
     except UserError:
@@ -87,9 +87,8 @@ def failure_as_sentence(
     except Exception as error:
         formats = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"}
         if formats and "type" in str(error):
-            advice = (
-                f"its parameters are {' and '.join(sorted(formats))}: convert it by .float() (dtype= computes faster)"
-            )
+            kinds = " and ".join(sorted(formats))
+            advice = f"its parameters are {kinds}: convert it with .float() (dtype= sets the format of computation)"
         raise UserError(
             f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
@@ -97,24 +96,24 @@ def failure_as_sentence(
 
 
 def _observable(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside torch.compile's; refused where hooks do not work, or parameters have no values."""
+    """The module inside torch.compile's wrapper; refused if hooks do not work on it, or parameters have no values."""
     module = getattr(module, COMPILED, None) or module
     if isinstance(module, torch.jit.ScriptModule):
         raise UserError(
-            f"{module.original_name} is a TorchScript program, whose layers cannot be observed; give the Python module "
-            "that it was made from."
+            f"{module.original_name} is a TorchScript program, which does not support hooks; give the original Python "
+            "module."
         )
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.is_meta or torch.nn.parameter.is_lazy(value):
             raise UserError(
-                f"{type(module).__name__} has no values for {name} (it is lazy, or on the meta device); give it its "
+                f"{type(module).__name__} has no values for {name} (it is lazy, or on the meta device); load its "
                 "weights first."
             )
     return module
 
 
 class ModuleEncoder:
-    """Pooled outputs of named submodules of `module`, which is put into evaluation mode and called with float (B, 3, H,
+    """Pooled outputs of named submodules of `module`, which is set to evaluation mode and called with float (B, 3, H,
     W).
 
     Parameters
@@ -124,25 +123,25 @@ class ModuleEncoder:
     pool : str
         "mean" (over patches or the map), "cls" or "both".
     prepare : callable, optional
-        image HWC uint8 -> uint8 (H, W, 3) of one size, or float (3, H, W) already normalised; picklable. Else by
+        Image HWC uint8 -> uint8 (H, W, 3) of fixed size, or normalised float (3, H, W); picklable. Alternatively give
         `resolution`, `resize`, `crop` and `interpolation`.
     mean, std : optional
-        Of (x / 255 - mean) / std, for uint8 images; 0 and 1 if not given.
+        For (x / 255 - mean) / std of uint8 images; default 0 and 1.
     axes, prefix_tokens : optional
-        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD"; special tokens in front of the patches: where the shapes and
-        parameters leave them open. `suggested_prefix` is what the model's library says, taken where it leaves a grid.
+        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD", and the number of special tokens in front of the patches, if shapes
+        and parameters do not determine them. `suggested_prefix`, from the model's library, is used if it leaves a grid.
     forward : callable, optional
-        (module, x) -> anything, instead of `module(x)`.
+        (module, x) -> anything, called instead of `module(x)`.
     data : Dataset, optional
-        Shapes are found on its first training pictures when `prepare` is the user's own, which may not take every size.
+        Its first training images are used to determine shapes with a custom `prepare`, which may not accept every size.
     loaded : Loaded, optional
-        What a weights file left out: refused if a chosen layer depends on it.
+        What a weights file left out; refused if a chosen layer depends on it.
 
     Raises
     ------
     UserError
-        The shapes leave open what an output is, or a picture's features depend on more than the picture: on chance, on
-        the other pictures of its batch, or on how many there are.
+        The meaning of an output's axes is ambiguous, or the features of an image depend on random numbers, on the other
+        images in its batch, or on the batch size.
     """
 
     __repr__ = encoder_repr
@@ -181,12 +180,12 @@ class ModuleEncoder:
             raise UserError("prepare= and resolution, resize, crop or interpolation were both given; give one of them.")
         prepare = prepare or preparation(resolution, resize, crop, interpolation)
         if prepare is None:
-            raise UserError("A torch module needs prepare= or resolution= (--resolution): its input size.")
+            raise UserError("A torch module needs an input size; give prepare= or resolution= (--resolution).")
         self.prepare = prepare
         self._normalise = Normalisation(triple(0.0 if mean is None else mean), triple(1.0 if std is None else std))
         self._compute = compute(device, dtype)
         self._forward = forward
-        # what these return may be anything, where the module has its own
+        # not chained: a module may override these, and return anything
         module.to(self._compute.device)
         module.eval()
         self.module = module
@@ -221,21 +220,21 @@ class ModuleEncoder:
         }
 
     def _unscaled(self, given: bool) -> dict[str, str]:
-        """What the provenance says of pixels without mean and deviation, which must be `given` where there are some."""
+        """Provenance for images without mean and std; refused if the model was trained with some."""
         if not self._scales and given:
-            raise UserError("prepare= returns finished floats, which mean= and std= do not change; leave these out.")
+            raise UserError("prepare= returns normalised floats, so mean= and std= have no effect; leave them out.")
         if given or not self._scales:
             return {}
         own = getattr(self.module, "pretrained_cfg", None) or {}
         if {"mean", "std"} <= set(own):
             raise UserError(
                 f"{type(self.module).__name__} was trained with mean={own['mean']} and std={own['std']} (its "
-                "pretrained_cfg); give these, or others, as mean= and std=."
+                "pretrained_cfg), but none were given; pass mean= and std=."
             )
         return {"input": "values from 0 to 1: no mean and std were given"}
 
     def _examples(self, data: Any, own: bool) -> np.ndarray:
-        """Three different prepared pictures, stacked; of the data set where there is one to take them from."""
+        """Three different prepared images, stacked; from the data set if there is one."""
         if data is not None:
             pictures = data.splits["train"].images(0, 3)
             pictures = (pictures * 3)[:3]
@@ -243,7 +242,7 @@ class ModuleEncoder:
             pictures = list(odd_pictures()[:3])
         else:
             pictures = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
-        noise = "" if data is not None else "give data=, the data set, so that it is tried on real pictures"
+        noise = "" if data is not None else "give data=, the data set, to try it on real images"
         what = f"prepare failed on an image of {pictures[0].shape[0]} x {pictures[0].shape[1]}"
         with explained(what, noise, named=True):
             made = [np.asarray(self.prepare(picture)) for picture in pictures]
@@ -252,14 +251,14 @@ class ModuleEncoder:
         known = example.dtype in (np.uint8, np.float32) and example.ndim == 3
         if not known or example.shape[2 if self._scales else 0] != 3:
             raise UserError(
-                f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float32 (3, H, W) is needed."
+                f"prepare returned {example.dtype} {example.shape}; return uint8 (H, W, 3) or float32 (3, H, W)."
             )
         check_prepare(self.prepare, pictures, made)
         if any(x.shape != example.shape for x in made):
-            raise UserError(f"prepare gave the shapes {made[0].shape} and {made[1].shape}; all must have one size.")
+            raise UserError(f"prepare returned the shapes {made[0].shape} and {made[1].shape}; return one fixed size.")
         dropped = all(np.array_equal(x, example) for x in made)
         if dropped and not all(np.array_equal(picture, pictures[0]) for picture in pictures):
-            warnings.warn(f"prepare makes the same of {len(made)} different images: it drops the image.", stacklevel=5)
+            warnings.warn(f"prepare returns the same for {len(made)} different images.", stacklevel=5)
         self._sides = sides(example)
         return np.stack(made)
 
@@ -277,7 +276,7 @@ class ModuleEncoder:
             shapes = [self._shapes(names, examples[:size]) for size in (2, 3)]
         idle = [name for name in names if name not in shapes[0]]
         if idle:
-            raise UserError(f"The submodule {idle[0]} takes no part in the forward pass; choose other layers.")
+            raise UserError(f"The submodule {idle[0]} is not used in the forward pass; choose other layers.")
         often = [name for name, found in shapes[0].items() if len(found) > 1]
         if often:
             count = len(shapes[0][often[0]])
@@ -286,7 +285,7 @@ class ModuleEncoder:
         wide: dict[str, list[tuple[int, ...]]] = {}
         dimensions = {len(found[0]) for found in shapes[0].values()}
         if axes is None and (4 in dimensions or (3 in dimensions and prefix_tokens is None)):
-            # any failure means only that this model takes no other width: decide() then asks the user
+            # a failure means only that this model does not accept another width: decide() then asks the user
             with suppress(Exception):
                 wide = self._shapes(names, np.concatenate([examples[:2]] * 2, axis=2 if self._scales else 3))
         self._widened = set(wide)
@@ -336,11 +335,11 @@ class ModuleEncoder:
 
     @torch.no_grad()
     def _run(self, images: np.ndarray, context: AbstractContextManager | None = None) -> None:
-        # somebody who shares the module may have trained it meanwhile
+        # other code that shares the module may have switched it to training mode
         if self.module.training:
             self.module.eval()
         x = self._normalise(images, self._compute.device)
-        # compiled parts run eagerly: a hook inside them would not be called
+        # compiled parts run eagerly, since hooks inside them would not be called
         stance = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
         with context or self._compute.context(), stance:
             self._forward(self.module, x)
@@ -352,10 +351,10 @@ class ModuleEncoder:
             layout = self._layouts[name]
             if output.ndim != len(layout.axes) or output.shape[layout.axes.index("B")] != len(images):
                 raise UserError(
-                    f"Layer {name} has the shape {tuple(output.shape)} for a batch of {len(images)}: no axis counts "
-                    "the images; name the axes in squeeze(), since the last batch of a data set may be of one."
+                    f"Layer {name} has shape {tuple(output.shape)} for a batch of {len(images)}, without a batch axis; "
+                    "pass the axis to squeeze(), since the last batch of a data set may contain one image."
                 )
-            # cloned: a later in-place operation of the model must not reach into a returned row
+            # cloned, so that in-place operations of the model cannot change returned rows
             pooled[name] = layout(output).clone()
 
         with self._hooked(list(self._layouts), pool):
@@ -363,23 +362,22 @@ class ModuleEncoder:
         return pooled
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
-        """One (B, width) float32 tensor a layer; `row_ids_B` is not used, nothing here is random."""
+        """One (B, width) float32 tensor per layer; `row_ids_B` is unused, since nothing is random."""
         pooled = self._pooled(images_BHWC)
         return [pooled[name] for name in self.layers]
 
 
 def load_function(spec: str, **options: Any) -> ModuleEncoder:
-    """`torch:package.module:function`: the function returns a module, or (module, prepare); a weights file is for that
-    module (`load_weights_of`), the other options are those of `ModuleEncoder`, of which `layers` is needed."""
+    """`torch:package.module:function`: the function returns a module or (module, prepare). A weights file can be loaded
+    into the module (`load_weights_of`); other options are those of `ModuleEncoder`, of which `layers` is required."""
     made = import_object(spec)
     if callable(made) and not isinstance(made, torch.nn.Module):
-        needed = "a function that returns a torch module, or (module, prepare), is needed"
-        advice = f"{needed} (--debug shows where it failed)"
+        advice = "give a function that returns a torch module or (module, prepare) (--debug shows where it failed)"
         with explained(f"{spec}, called without arguments, failed", advice, named=True):
             made = made()
     module, prepare = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, torch.nn.Module):
-        raise UserError(f"{spec} returned {type(made).__name__}, but a torch module, or (module, prepare), is needed.")
+        raise UserError(f"{spec} returned {type(made).__name__}; return a torch module or (module, prepare).")
     loaded = load_weights_of(module, options)
     if prepare is not None:
         options.setdefault("prepare", prepare)

@@ -1,4 +1,4 @@
-"""iGPT as an encoder: a run's checkpoint, the same model with fresh weights, or an untrained preset.
+"""iGPT as an encoder: a run's checkpoint, the same model with new random weights, or an untrained preset.
 
 Letters: B images, P pixels a side, T = P * P tokens.
 """
@@ -27,12 +27,11 @@ from probekit.runtime.errors import UserError
 class IGPTEncoder:
     """Pooled features of an iGPT's layers; `igpt_model.features` defines "layer k".
 
-    Images are prepared by `transform`, the model's own, without its augmentation. `norm` applies the norm that reads a
-    layer next (False: the raw residual stream); of the chosen `layers` nothing deeper is computed than the deepest one.
-    A BERT model gets `masked` inputs, as in training and as the paper probes it; masks depend on (`seed`, row id).
-    `compile` compiles each block: worth its minute for many images on a GPU; the last digits differ. With `tokens` a
-    row is every position's features, T * n_embd columns, each through the norm that reads it, instead of their mean:
-    what an attentive probe reads.
+    Images are prepared by the model's own `transform` without augmentation. `norm` applies the norm that reads a layer
+    next (False: the raw residual stream); blocks above the deepest of `layers` are not computed. A BERT model gets
+    `masked` inputs, as in training and in the paper's probes; masks depend on (`seed`, row id). `compile` compiles each
+    block, which takes a minute and pays off for many images on a GPU; the last digits differ. With `tokens` a row
+    contains the features of every position (T * n_embd columns) instead of their mean, as an attentive probe needs.
     """
 
     __repr__ = encoder_repr
@@ -56,12 +55,12 @@ class IGPTEncoder:
         config = model.config
         if len(palette) != config.vocab_size:
             raise UserError(
-                f"The palette has {len(palette)} colours but the model {config.vocab_size}; use the model's own."
+                f"The palette has {len(palette)} colours but the model has {config.vocab_size}; use the model's own."
             )
         if transform.resolution**2 != config.n_positions:
             raise UserError(
-                f"Images of {transform.resolution} x {transform.resolution} pixels do not fill the model's "
-                f"{config.n_positions} positions; give the resolution it was built for."
+                f"Images of {transform.resolution} x {transform.resolution} pixels do not match the model's "
+                f"{config.n_positions} positions; give the resolution that it was built for."
             )
         self._compute = compute(device, dtype)
         self.model = model.to(self._compute.device).eval()
@@ -92,7 +91,7 @@ class IGPTEncoder:
             "palette_hash": palette.hash,
             **self._compute.to_dict(),
             **({"compiled": True} if compile else {}),
-            # some layers only: where they stand in the network, so that no curve calls the third of them layer 2
+            # a subset of layers: store their depths, so that curves do not number them from 0
             **({"depths": self._chosen, "last_depth": len(names) - 1} if len(self._chosen) < len(names) else {}),
             **(provenance or {}),
         }
@@ -104,7 +103,7 @@ class IGPTEncoder:
             }
 
     def inputs(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens (B, T) of prepared images, and their masks where inputs are masked."""
+        """Tokens (B, T) of prepared images, and their masks if inputs are masked."""
         tokens_BT = self._compute.send(self.palette.encode(images_BHWC).astype(np.int64))
         if not self.masked:
             return tokens_BT, None
@@ -113,13 +112,13 @@ class IGPTEncoder:
 
     @torch.no_grad()
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
-        """One (B, n_embd) float32 tensor a layer, from uint8 (B, P, P, 3); (B, T * n_embd) with `tokens`."""
+        """One (B, n_embd) float32 tensor per layer, from uint8 (B, P, P, 3); (B, T * n_embd) with `tokens`."""
         tokens_BT, mask_BT = self.inputs(images_BHWC, row_ids_B)
         with self._compute.context():
             if not self.tokens:
                 return [X.float() for X in encode(self.model, tokens_BT, self.norm, mask_BT, self._chosen)]
             states = zip(range(self._chosen[-1] + 1), self.model.hidden_states(tokens_BT, mask_BT), strict=False)
-            # each position as a picture of one: its mean is itself, so "layer k" stays where it is defined
+            # each position is passed as a sequence of length 1, whose mean is itself, so that `pool` defines "layer k"
             return [
                 pool(self.model, k, h_BTD.reshape(-1, 1, h_BTD.shape[2]), self.norm).reshape(len(h_BTD), -1).float()
                 for k, h_BTD in states
@@ -146,13 +145,13 @@ def load_run(run: str, **options: Any) -> IGPTEncoder:
 
 
 def checkpoint_folder(run: str) -> Path:
-    """The checkpoint folder that RUN or RUN@STEP means."""
+    """The checkpoint folder of RUN or RUN@STEP."""
     folder, at, step = run.rpartition("@")
     if at and re.fullmatch("[0-9]{1,15}", step) and not Path(run).exists():
         return latest_checkpoint(folder, int(step))
     if not Path(run).is_dir():
-        raise UserError(f"There is no run folder {run!r}; give the folder that `probekit train` wrote.")
-    # a checkpoint itself, its weights in one file or in shards
+        raise UserError(f"The run folder {run!r} does not exist; give a folder written by `probekit train`.")
+    # a checkpoint folder itself, with weights in one file or in shards
     whole = any((Path(run) / name).exists() for name in ("weights.safetensors", "weights"))
     return Path(run) if whole else latest_checkpoint(run)
 
@@ -162,8 +161,8 @@ def load_random(
 ) -> IGPTEncoder:
     """`random:PRESET`, an untrained iGPT with a fixed RGB-grid palette, or `random:RUN`, a run's config and palette.
 
-    `resolution` and `n_colours` are for a preset. The training run's own seed is not used again: its model started from
-    those very weights.
+    `resolution` and `n_colours` apply to presets. `weights_seed` should differ from the seed of the training run, whose
+    model started from the weights of that seed.
     """
     about: dict[str, Any] = {"weights_seed": weights_seed}
     if source in PRESETS:
@@ -173,14 +172,14 @@ def load_random(
         about["of"] = f"preset {source}, RGB-grid palette"
     elif Path(source.rpartition("@")[0] or source).is_dir() or Path(source).is_dir():
         if resolution is not None:
-            raise UserError(f"A resolution was given with random:{source}, but the run brings its own; leave it out.")
+            raise UserError(f"A resolution was given with random:{source}, but the run defines it; leave it out.")
         checkpoint = load_checkpoint(checkpoint_folder(source))
         config, palette, transform = checkpoint.config, checkpoint.palette, checkpoint.transform
         about["of"] = f"config and palette of {source}"
         if hash_arrays(IGPT(config, weights_seed).state_dict()) == checkpoint.weights_hash:
             about["note"] = "these are the run's own initial weights"
     else:
-        raise UserError(f"random:{source} is neither a preset ({', '.join(PRESETS)}) nor a run folder.")
+        raise UserError(f"random:{source} is not known; give a preset ({', '.join(PRESETS)}) or a run folder.")
     model = IGPT(config, seed=weights_seed)
     return IGPTEncoder(model, palette, transform, "random", provenance=about, **options)
 

@@ -1,4 +1,4 @@
-"""`load_encoder`: from a written name, or a module in hand, to an encoder."""
+"""`load_encoder`: create an encoder from a name or a torch module."""
 
 import inspect
 import os
@@ -37,7 +37,7 @@ FORMS = (
 
 @checked
 def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
-    """Make an encoder.
+    """Load an encoder by name, or wrap a torch module.
 
     Parameters
     ----------
@@ -45,11 +45,11 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
         `igpt:RUN[@STEP]`, `hf:FOLDER_OR_NAME`, `timm:NAME`, `torch:package.module:function`, `pixels[:SIDE]`,
         `histogram[:SIDE]`, `random:PRESET`, `random:RUN`, `random:hf:NAME`, `random:timm:NAME`, or a scheme that an
         installed package adds through the entry-point group `probekit.encoders`. A module needs `layers=`. Options may
-        follow in the text: `torch:package.module:function#layers=0,2#resolution=32`.
+        be appended: `torch:package.module:function#layers=0,2#resolution=32`.
     name : str, optional
-        Label in tables and curves instead of the encoder's own.
+        Label in tables and curves instead of the encoder's own name.
     **options
-        As the encoder takes them (layers, pool, device, dtype, ...); those that are None count as not given.
+        Options of the encoder (layers, pool, device, dtype, ...); None means not given.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     Raises
     ------
     UserError
-        The form is not known, an option is not one of that encoder, or the model cannot be loaded.
+        The name is unknown, the encoder does not take an option, or the model cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if isinstance(spec, str):
@@ -89,7 +89,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
             return spec
         raise UserError(f"A {type(spec).__name__} is not an encoder; give a name ({FORMS}) or a torch module.")
     scheme, colon, rest = spec.partition(":")
-    if rest.startswith("~"):  # the shell expands it at the beginning of a word only
+    if rest.startswith("~"):  # the shell expands it only at the beginning of a word
         rest = os.path.expanduser(rest)
     if scheme == "random" and rest.partition(":")[0] in ("hf", "timm"):
         inner, colon, rest = rest.partition(":")
@@ -97,14 +97,14 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
     if scheme in ("pixels", "histogram"):
         if colon:
             if not re.fullmatch("[0-9]{1,4}", rest):
-                raise UserError(f"{spec!r}: after {scheme}: come the pixels per side, for example {scheme}:32.")
+                raise UserError(f"{spec!r} is not valid; give the pixels per side, for example {scheme}:32.")
             if options.setdefault("resolution", int(rest)) != int(rest):
                 raise UserError(f"{spec} was given with resolution={options['resolution']}; give one of them.")
         return _call(spec, _function(SCHEMES[scheme]), [], options)
     if scheme in SCHEMES:
         if not rest:
-            raise UserError(f"{spec!r} is not complete; write {FORMS}.")
-        # a data set gives a size (pixels) or pictures to try a function of the user's on; others bring their own
+            raise UserError(f"{spec!r} is incomplete; write {FORMS}.")
+        # only pixel encoders (image size) and the user's functions (test images) need the data set
         if scheme != "torch":
             options.pop("data", None)
         return _call(spec, _function(SCHEMES[scheme]), [rest], options)
@@ -118,7 +118,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         near = f" A model of the Hugging Face hub is hf:{spec}, one of timm is timm:{spec}."
         if os.path.isdir(os.path.join(spec, "checkpoints")):
             near = f" The run in that folder is igpt:{spec}."
-    raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.{near}")
+    raise UserError(f"The encoder {spec!r} is unknown; write {FORMS}{added}.{near}")
 
 
 def _function(place: str) -> Callable[..., Encoder]:
@@ -140,7 +140,7 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
                 check_values(key, options[key])
     try:
         return (checked(function) if own else function)(*arguments, **options)
-    except TypeError as error:  # a function that hands its options on
+    except TypeError as error:  # a function that passes its options on
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
             raise

@@ -1,4 +1,4 @@
-"""Baselines that learn nothing: raw pixels and a colour histogram.
+"""Baselines without learning: raw pixels and a colour histogram.
 
 Letters: B images, P pixels a side.
 """
@@ -14,7 +14,7 @@ from probekit.runtime.errors import UserError
 
 
 def resolution_of(what: str, resolution: int | None, data: Any) -> int:
-    """The side asked for, or else the shorter side of the data set's first training image."""
+    """`resolution`, or else the shorter side of the data set's first training image."""
     if resolution is not None:
         if int(resolution) < 1:
             raise UserError(f"A resolution of {resolution} was given for {what}; give at least 1.")
@@ -22,12 +22,12 @@ def resolution_of(what: str, resolution: int | None, data: Any) -> int:
     if data is None:
         raise UserError(f"{what} needs a resolution; write {what}:32, or give resolution=32 (--resolution 32).")
     if not hasattr(data, "splits"):
-        raise UserError(f"data of {what} is a {type(data).__name__}, but a data set is expected: see load_dataset.")
+        raise UserError(f"data= of {what} is a {type(data).__name__}; give a data set, as from load_dataset.")
     return int(min(data.splits["train"].images(0, 1)[0].shape[:2]))
 
 
 class _Baseline:
-    """One layer, called `kind`, of images of P x P."""
+    """A single layer, named `kind`, of images of P x P."""
 
     kind, config, pooling = "", dict[str, Any](), "none"
 
@@ -52,8 +52,8 @@ class _Baseline:
 
 
 class PixelEncoder(_Baseline):
-    """The image itself: P x P x 3 numbers in [0, 1], one layer "pixels"; resized and centre-cropped where it has
-    another size. P is `resolution`, or that of the first training image of `data`."""
+    """Raw pixels: P x P x 3 numbers in [0, 1] as a single layer "pixels"; images of other sizes are resized and
+    centre-cropped. P is `resolution`, or that of the first training image of `data`."""
 
     kind = "pixels"
 
@@ -64,13 +64,13 @@ class PixelEncoder(_Baseline):
         super().__init__(side * side * 3, side, interpolation, device)
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
-        """The pixels in raster order, red, green and blue of a pixel side by side: one (B, P * P * 3)."""
+        """One (B, P * P * 3): the pixels in raster order, with the channels of a pixel adjacent."""
         x = torch.as_tensor(np.ascontiguousarray(images_BHWC), device=self._compute.device)
         return [x.reshape(len(x), -1).float() / 255]
 
 
 class HistogramEncoder(_Baseline):
-    """Share of the pixels in each of `bins`^3 cubes of the RGB space, one layer "histogram"."""
+    """Colour histogram: fraction of pixels in each of `bins`^3 cubes of RGB space, as a single layer "histogram"."""
 
     kind, pooling = "histogram", "count"
 
@@ -84,7 +84,7 @@ class HistogramEncoder(_Baseline):
     ) -> None:
         side = resolution_of("histogram", resolution, data)
         if not 2 <= bins <= 256:
-            raise UserError(f"A histogram of {bins} bins a channel was asked for; give 2 to 256.")
+            raise UserError(f"A histogram of {bins} bins per channel was requested; give 2 to 256.")
         self.bins, self.config = bins, {"bins": bins}
         super().__init__(bins**3, side, interpolation, device)
 

@@ -1,8 +1,8 @@
-"""What a module's output is (tokens, a feature map, a vector) and how it becomes one row an image.
+"""Recognise a module's output (tokens, a feature map, a vector) and pool it to one row per image.
 
-Nothing is guessed silently: the batch axis is found by running two batch sizes; the channel axis of a map by what has
-the image's proportions, or by running a wider image; the special tokens by what is left over from the image's grid.
-Each decision is recorded, and what stays open is an error.
+Nothing is guessed silently: the batch axis is determined by running two batch sizes; the channel axis of a map by the
+proportions of the image, or by running a wider image; the number of special tokens by what exceeds the image's grid.
+Each decision is recorded, and an ambiguous case is an error.
 
 Letters: B images, T positions, D width, C channels, H and W sides of a map.
 """
@@ -30,8 +30,8 @@ SPECIAL = (*CLASS, "dist_token", "distillation_token", "register_tokens", "reg_t
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer is read: its axes (one of AXES), the special tokens in front (CLS, registers), the positions that the
-    mean runs over, the columns after pooling, and the pooling ("both": CLS, then mean)."""
+    """How a layer is read: its axes (one of AXES), number of special tokens in front (CLS, registers), positions in the
+    mean, features after pooling, and pooling ("both": CLS, then mean)."""
 
     axes: str
     prefix_tokens: int
@@ -59,13 +59,13 @@ class Layout:
 
 
 def first_tensor(output: Any, module: str) -> torch.Tensor:
-    """The tensor of a module's output: itself, or the first of a tuple, list or mapping, however deep."""
+    """The tensor of a module's output: itself, or the first in a nested tuple, list or mapping."""
     for part in _tensors(output):
         if part.is_floating_point() and part.layout == torch.strided and not part.is_nested:
             return part.as_subclass(torch.Tensor) if type(part) is not torch.Tensor else part
         kind = "nested rows" if part.is_nested else part.dtype if part.layout == torch.strided else part.layout
         raise UserError(
-            f"The module {module} returns a tensor of {str(kind).removeprefix('torch.')}, but features are "
+            f"The module {module} returns a tensor of {str(kind).removeprefix('torch.')}, but features must be dense "
             "floating-point numbers; choose another layer."
         )
     raise UserError(f"The module {module} returns {type(output).__name__} without a tensor; choose another layer.")
@@ -80,14 +80,14 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 
 
 def parts_of(output: Any) -> Sequence[Any]:
-    """What a tuple, list or mapping contains, one level down; nothing of a tensor or another object."""
+    """The elements of a tuple, list or mapping; empty for a tensor or another object."""
     if isinstance(output, Mapping):
         return list(output.values())
     return output if isinstance(output, list | tuple) else ()
 
 
 def count_special_tokens(module: torch.nn.Module) -> int:
-    """CLS, distillation and register tokens, counted from the parameters that hold them."""
+    """Number of CLS, distillation and register tokens, judging by the names of parameters."""
     count = 0
     for name, parameter in module.named_parameters():
         if name.rpartition(".")[2] in SPECIAL and parameter.numel():
@@ -96,12 +96,12 @@ def count_special_tokens(module: torch.nn.Module) -> int:
 
 
 def has_class_token(module: torch.nn.Module) -> bool:
-    """Whether a parameter of the module holds a class token; registers alone are none."""
+    """Whether a parameter of the module is a class token, judging by its name."""
     return any(name.rpartition(".")[2] in CLASS for name, _ in module.named_parameters())
 
 
 def is_grid(n: int, sides: tuple[int, int]) -> bool:
-    """Whether n positions are the image's area cut into squares of some size (rounded either way)."""
+    """Whether n is the number of square patches of some size in the image (rounded down or up)."""
     return any(n in (low[0] * low[1], high[0] * high[1]) for low, high in _grids(sides))
 
 
@@ -123,40 +123,41 @@ def decide(
     wide: tuple[int, ...] | None = None,
     class_token: bool = True,
 ) -> Layout:
-    """Decide how to read a layer of the `shape` and `other` for a batch of 2 and 3, and `wide` for 2 images of twice
-    the width.
+    """Decide how to read a layer with `shape` and `other` for batches of 2 and 3 images, and `wide` for 2 images of
+    twice the width.
 
-    `special_tokens` is what parameters or the model's library suggest, `class_token` whether the first of them is one;
-    `axes` and `prefix_tokens` are the user's. A `UserError` where the question stays open, or `pool` does not fit.
+    `special_tokens` is the number suggested by parameters or the model's library, `class_token` whether the first of
+    them is a CLS token; `axes` and `prefix_tokens` are the user's. Raises `UserError` if the layout is ambiguous, or
+    `pool` does not apply.
     """
     if pool not in POOLS:
-        raise UserError(f"The pooling {pool!r} is not known; choose {', '.join(POOLS)}.")
+        raise UserError(f"The pooling {pool!r} is unknown; choose {', '.join(POOLS)}.")
     changed = [i for i in range(len(shape)) if len(shape) != len(other) or shape[i] != other[i]]
     if changed not in ([0], [1]) or (shape[changed[0]], other[changed[0]]) != (2, 3):
         raise UserError(
-            f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images: no axis counts the images; choose a "
-            "layer outside windows and of images that are not flattened together."
+            f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images, without a batch axis; choose a layer "
+            "outside windowed attention, where images are not merged with other axes."
         )
     if 0 in shape:
-        raise UserError(f"Layer {name} has the shape {shape}, which holds no numbers; choose another layer.")
+        raise UserError(f"Layer {name} has shape {shape}, which is empty; choose another layer.")
     batch = changed[0]
     if axes is None:
         axes = _axes(name, shape, batch, sides, wide)
     elif len(shape) == len(axes) == 4 and (seen := map_axes(shape, sides) or axes) != axes:
-        raise UserError(f"Layer {name} of shape {shape} is {AXES[seen]}, but axes={axes} was given; say axes={seen}.")
+        raise UserError(f"Layer {name} of shape {shape} is {AXES[seen]}, but axes={axes} was given; give axes={seen}.")
     if axes not in AXES or len(axes) != len(shape) or axes.index("B") != batch:
         raise UserError(f"The axes {axes!r} do not fit layer {name} of shape {shape}; choose {', '.join(AXES)}.")
     if "T" not in axes:
         if pool != "mean":
-            kind = "one vector an image" if axes == "BD" else "a feature map"
-            raise UserError(f"Layer {name} is {kind} and has no CLS token; take pool=mean.")
+            kind = "one vector per image" if axes == "BD" else "a feature map"
+            raise UserError(f"Layer {name} is {kind} and has no CLS token; use pool=mean.")
         width = shape[axes.index("D" if axes == "BD" else "C")]
         return Layout(axes, 0, 1 if axes == "BD" else shape[axes.index("H")] * shape[axes.index("W")], width, pool)
     positions, width = shape[axes.index("T")], shape[axes.index("D")]
     grown = wide[axes.index("T")] if wide is not None and len(wide) == 3 else positions
     prefix = _prefix(name, positions, grown, sides, special_tokens, prefix_tokens)
     if pool != "mean" and (prefix == 0 or (prefix_tokens is None and not class_token)):
-        raise UserError(f"Layer {name} has no CLS token; take pool=mean (or say prefix_tokens=1 if the first one is).")
+        raise UserError(f"Layer {name} has no CLS token; use pool=mean (or prefix_tokens=1 if the first token is one).")
     return Layout(axes, prefix, positions - prefix, width * (2 if pool == "both" else 1), pool)
 
 
@@ -172,21 +173,21 @@ def _axes(name: str, shape: tuple[int, ...], batch: int, sides: tuple[int, int],
         if seen and changed and [by_width.get(i) for i in changed] != [seen]:
             raise UserError(
                 f"Layer {name} has the shapes {shape} and {wide} for images of {sides[0]} x {sides[1]} and of twice "
-                "the width, which is no feature map (attention between positions, or heads?); choose another layer."
+                "the width, so it is not a feature map (attention weights, or heads?); choose another layer."
             )
         if not seen and len(changed) == 1 and changed[0] in by_width:
             square = shape[changed[0] - 1] == shape[changed[0]] or sides[0] != sides[1]
             seen = by_width[changed[0]] if square else None
         if seen:
             return seen
-        raise UserError(f"Layer {name} has shape {shape}, any axis could be the channels; say axes=BCHW or axes=BHWC.")
+        raise UserError(f"Layer {name} has shape {shape} with ambiguous channels; give axes=BCHW or axes=BHWC.")
     raise UserError(
         f"Layer {name} has shape {shape}, which is not a vector, token sequence or map; choose another layer."
     )
 
 
 def map_axes(shape: tuple[int, ...], sides: tuple[int, int]) -> str | None:
-    """Where the channels of a map are, if only one pair of its axes has the proportions of the image."""
+    """The axes of a map, if only one pair of them has the proportions of the image; otherwise None."""
 
     def proportional(height: int, width: int) -> bool:
         square = sides[0] == sides[1] and height == width
@@ -197,30 +198,28 @@ def map_axes(shape: tuple[int, ...], sides: tuple[int, int]) -> str | None:
 
 
 def _prefix(name: str, positions: int, grown: int, sides: tuple[int, int], special: int, given: int | None) -> int:
-    """The special tokens in front: as many as are `given`, or that leave a grid, also of the positions of an image
-    twice as wide (`grown`)."""
+    """Number of special tokens in front: `given`, or the number that leaves a grid, also for an image twice as wide
+    (with `grown` positions)."""
     grids = [n for n in dict.fromkeys((special, 0)) if positions > n and is_grid(positions - n, sides)]
     if given is None:
         if not grids:
             raise UserError(
-                f"Layer {name} has {positions} positions, which is not a grid of a {sides[0]} x {sides[1]} image "
-                f"with {special} or no special tokens in front; give prefix_tokens= (--prefix-tokens), or axes=BDT if "
-                "channels are second."
+                f"Layer {name} has {positions} positions, not a grid of a {sides[0]} x {sides[1]} image with {special} "
+                "or no special tokens in front; give prefix_tokens= (--prefix-tokens), or axes=BDT if it is (B, D, T)."
             )
         if grown != positions and not is_grid(grown - grids[0], (sides[0], 2 * sides[1])):
             raise UserError(
-                f"Layer {name} has {positions} positions, and {grown} for an image twice as wide: "
-                f"{2 * positions - grown - grids[0]} of them are no patches; say prefix_tokens= where they are in "
-                "front, or leave them out in a submodule of your own."
+                f"Layer {name} has {positions} positions, and {grown} for an image twice as wide, so "
+                f"{2 * positions - grown - grids[0]} of them are not patches; give prefix_tokens= if they are in "
+                "front, or remove them in a custom submodule."
             )
         return grids[0]
     if not 0 <= given < positions:
-        raise UserError(f"Layer {name} has {positions} positions, which cannot begin with {given} special tokens.")
-    # nothing says that positions must be a grid, but where another number leaves one, this one is a mistake
+        raise UserError(f"prefix_tokens={given} was given, but layer {name} has {positions} positions; give fewer.")
+    # positions need not be a grid, but if another number leaves one, the given number is a mistake
     if grids and not is_grid(positions - given, sides):
         raise UserError(
-            f"Layer {name} has {positions} positions: {given} special tokens in front leave {positions - given}, "
-            f"which is not a grid of a {sides[0]} x {sides[1]} image, but {grids[0]} would; "
-            f"say prefix_tokens={grids[0]}."
+            f"Layer {name} has {positions} positions, of which {given} special tokens leave {positions - given}, not a "
+            f"grid of a {sides[0]} x {sides[1]} image, but {grids[0]} would; give prefix_tokens={grids[0]}."
         )
     return given

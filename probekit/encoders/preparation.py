@@ -1,8 +1,8 @@
-"""Resize, crop and normalise: how an image becomes an encoder's input.
+"""Resize, crop and normalise images for an encoder.
 
-A model's own code (a transformers image processor, timm's transform) prepares its pictures. Where its last step is a
-scale and a shift of each channel, `prepare` stops before it and returns uint8, and `Normalisation` does it for a whole
-batch on the device; else `prepare` returns the finished float32 (3, H, W). `settle` decides which.
+A model's own code (a transformers image processor, timm's transform) prepares its images. If its last step is a scale
+and shift per channel, `prepare` stops before that step and returns uint8, and `Normalisation` applies it to whole
+batches on the device; otherwise `prepare` returns the final float32 (3, H, W). `settle` decides which.
 
 Letters: B images, H and W sides.
 """
@@ -25,14 +25,14 @@ from probekit.runtime.errors import UserError, explained
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 # of (height, width): both orientations, smaller and larger than common inputs, sides that no patch or stride divides
 ODD_SIZES = ((301, 453), (453, 301), (61, 97), (233, 233))
-# of a mean or deviation of values from 0 to 1; those of values from 0 to 255 are some 50 to 130
+# largest mean or std for values from 0 to 1; for values from 0 to 255 they are about 50 to 130
 LARGEST = 4.0
-# float32 carries 6e-8; a scale and a shift in another order cost a few of its last bits, half a grey level 2e-3
+# float32 has 6e-8; reordering scale and shift costs a few of its last bits, while half a grey level is 2e-3
 ROUNDING = 2e-6
 
 
 class DescribedPreparation(ABC):
-    """One image HWC uint8 -> uint8 (H, W, 3) or finished float32 (3, H, W), of one size; picklable."""
+    """One image HWC uint8 -> uint8 (H, W, 3) or normalised float32 (3, H, W), of fixed size; picklable."""
 
     @abstractmethod
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
@@ -40,11 +40,11 @@ class DescribedPreparation(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, for the provenance."""
+        """The settings as JSON values, for the provenance."""
 
 
 def described(prepare: Callable[..., Any]) -> Any:
-    """A preparation for the provenance: the same in every process, so without an address in memory."""
+    """Description of a preparation for the provenance: identical in every process, so without a memory address."""
     if isinstance(prepare, DescribedPreparation):
         return prepare.to_dict()
     kind = prepare if hasattr(prepare, "__qualname__") else type(prepare)
@@ -63,9 +63,9 @@ def plain(value: Any) -> Any:
 
 
 def known_kernel(name: str) -> str:
-    """The name of one of Pillow's kernels; a `UserError` for another."""
+    """`name`, if it is one of Pillow's kernels; otherwise raises `UserError`."""
     if name not in KERNELS:
-        raise UserError(f"The interpolation {name!r} is not known; choose {', '.join(KERNELS)}.")
+        raise UserError(f"The interpolation {name!r} is unknown; choose {', '.join(KERNELS)}.")
     return name
 
 
@@ -73,9 +73,8 @@ def known_kernel(name: str) -> str:
 class Preparation(DescribedPreparation):
     """Resize, then centre crop, to one fixed size; picklable.
 
-    `crop` is height and width of the result. `resize`: one number is the length of the shorter side; two are height and
-    width, where the aspect ratio is not kept; None lets the shorter side (of crop and image) decide, so that the crop
-    covers as much as it can.
+    `crop` is the height and width of the result. `resize`: one number is the shorter side; two are height and width,
+    ignoring the aspect ratio; None resizes so that the crop covers as much of the image as possible.
     """
 
     crop: tuple[int, int]
@@ -89,7 +88,7 @@ class Preparation(DescribedPreparation):
         if min(self.crop) < 1:
             raise UserError(f"Images of {self.crop[0]} x {self.crop[1]} pixels were requested; give at least 1 x 1.")
         if resize[0] < self.crop[0] or resize[1] < self.crop[1]:
-            raise UserError(f"An image resized to {self.resize} cannot be cropped to {self.crop}; crop at most that.")
+            raise UserError(f"crop={self.crop} is larger than resize={self.resize}; give a smaller crop.")
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
         """One image, HWC uint8, as uint8 (crop height, crop width, 3)."""
@@ -126,11 +125,11 @@ class Normalisation:
         if (len(self.mean), len(self.std)) != (3, 3) or not (
             min(self.std) > 0 and np.isfinite(self.mean + self.std).all()
         ):
-            raise UserError(f"mean {self.mean} and std {self.std} were given; each needs three numbers, std above 0.")
+            raise UserError(f"mean={self.mean} and std={self.std} were given; give three numbers each, std above 0.")
 
     def __call__(self, images_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; finished floats (B, 3, H, W) are copied, as a
-        model may change its input in place."""
+        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; floats (B, 3, H, W) are only copied, since a model
+        may change its input in place."""
         if images_BHWC.dtype != np.uint8:
             return send(images_BHWC, device).clone()
         x = send(images_BHWC, device).permute(0, 3, 1, 2).contiguous().float() / 255
@@ -143,7 +142,7 @@ class Normalisation:
 
 @cache
 def odd_pictures() -> tuple[np.ndarray, ...]:
-    """Seeded HWC uint8 pictures of odd sizes, with gradients, edges and noise: what a preparation is compared on."""
+    """Seeded HWC uint8 test images of odd sizes with gradients, edges and noise, for comparing preparations."""
     rng = np.random.default_rng(0)
     made = []
     for height, width in ODD_SIZES:
@@ -163,12 +162,12 @@ def settle(
     mean: Any = None,
     std: Any = None,
 ) -> tuple[DescribedPreparation, Normalisation | None]:
-    """How a model's own preparation is run: (pixels, normalisation) as uint8 that a `Normalisation` finishes, or
-    (finished, None).
+    """Choose how to run a model's own preparation: (pixels, normalisation), where a `Normalisation` completes uint8
+    images, or (finished, None).
 
-    `finished` is the model's own, `pixels` the same without its last scale and shift, which may be one of
-    `normalisations`: the first that agrees on all `odd_pictures` is taken. The user's `mean` and `std` take its place,
-    each alone too. A `UserError` where it fails, or its pictures have no one size.
+    `finished` is the model's own preparation, `pixels` the same without the last scale and shift, for which
+    `normalisations` are candidates: the first one that agrees on all `odd_pictures` is used. The user's `mean` and
+    `std` override it, also separately. Raises `UserError` if the preparation fails or returns varying sizes.
     """
     replaced = mean is not None and std is not None
     grey: list[np.ndarray] = []
@@ -182,17 +181,15 @@ def settle(
         normalisations = ()
     whole = odd_results(whose, finished)
     if not all(np.isfinite(x).all() for x in whole):
-        raise UserError(
-            f"{whose} prepares images with values that are not finite; give --resolution, --mean and --std."
-        )
+        raise UserError(f"{whose} prepares images with non-finite values; give --resolution, --mean and --std.")
     for left in normalisations:
         if all(largest_difference(left, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
             own = left.mean if mean is None else triple(mean), left.std if std is None else triple(std)
             return pixels or finished, Normalisation(*own)
     if mean is not None or std is not None:
         raise UserError(
-            f"{whose}: the last step of its preparation is not a scale and shift of integers, so --mean and --std "
-            "cannot take its place; leave them out."
+            f"{whose}: its preparation does not end with a scale and shift of integers, which --mean and --std would "
+            "replace; leave them out."
         )
     return finished, None
 
@@ -204,7 +201,7 @@ def sides(prepared: np.ndarray) -> tuple[int, int]:
 
 
 def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: str | None) -> Preparation | None:
-    """The user's --resolution, --resize, --crop, --interpolation; None where no size is given."""
+    """The preparation of --resolution, --resize, --crop and --interpolation; None if no size is given."""
     if resolution is None and resize is None and crop is None:
         return None
     size = crop if crop is not None else resolution if resolution is not None else resize
@@ -215,7 +212,7 @@ def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: s
 
 
 def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """What a preparation makes of the `odd_pictures`; a `UserError` where that is not one picture of one size."""
+    """The prepared `odd_pictures`; raises `UserError` unless all are single images of the same size."""
     made = []
     for picture in odd_pictures():
         what = f"{whose} cannot prepare an image of {picture.shape[0]} x {picture.shape[1]}"
@@ -226,41 +223,41 @@ def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list
         len(shape) != 3 or shape[-1 if x.dtype == np.uint8 else 0] != 3 for shape, x in zip(shapes, made, strict=False)
     ):
         raise UserError(
-            f"{whose} prepares arrays of shape {shapes[0]}, but one image of three channels is needed; "
-            "write the call yourself with torch:package.module:function."
+            f"{whose} prepares arrays of shape {shapes[0]}, not single images of three channels; write a function for "
+            "torch:package.module:function."
         )
     if len(shapes) > 1:
         raise UserError(
-            f"{whose} prepares images of different sizes ({shapes[0]} and {shapes[1]}), but one size is needed; "
-            "give --resolution (and --resize, --crop), which replaces its own resize and crop."
+            f"{whose} prepares images of different sizes ({shapes[0]} and {shapes[1]}); give --resolution (and "
+            "--resize, --crop), which replaces its own resize and crop."
         )
     return made
 
 
 def largest_difference(normalise: Normalisation, pixels_HWC: np.ndarray, finished_CHW: np.ndarray) -> float:
-    """By how much the normalised pixels differ from the finished picture beyond rounding; 0 when they do not."""
+    """The largest difference between normalised pixels and the finished image beyond rounding, or 0."""
     x = normalise(pixels_HWC[None], torch.device("cpu"))[0].numpy()
     if x.shape != finished_CHW.shape:
         return float("inf")
-    # rounding grows with what is subtracted, so each channel's largest value sets its scale
+    # rounding errors grow with the values subtracted, so they are relative to each channel's largest value
     scale = ROUNDING * np.maximum(np.abs(finished_CHW).max((1, 2), keepdims=True), 1.0)
     return float(np.maximum(np.abs(x - finished_CHW) - scale, 0).max())
 
 
 def triple(values: Any) -> tuple[float, float, float]:
     """Three numbers from three, from one, or from text like "0.5,0.5,0.5"."""
-    return _numbers(values, 3, float, "one number or three (red, green, blue) are needed")
+    return _numbers(values, 3, float, "give one number or three (red, green, blue)")
 
 
 def pair(value: Any) -> tuple[int, int]:
     """Height and width from both or from one, or from text like "32"."""
-    return _numbers(value, 2, operator.index, "one whole number or two (height, width) are needed")
+    return _numbers(value, 2, operator.index, "give one integer or two (height, width)")
 
 
 def check_values(what: str, values: Any) -> None:
-    """Refuse a mean or deviation of pixel values from 0 to 255 that the user gives: those here go from 0 to 1."""
+    """Refuse a mean or std for pixel values from 0 to 255; ours are from 0 to 1."""
     if max(map(abs, triple(values))) > LARGEST:
-        raise UserError(f"{what}={values} was given, but pixel values go from 0 to 1 here; divide it by 255.")
+        raise UserError(f"{what}={values} was given, but pixel values are from 0 to 1; divide it by 255.")
 
 
 def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -> Any:
@@ -271,5 +268,5 @@ def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) not in (1, count):
-        raise UserError(f"{values!r} was given, but {needed}.")
+        raise UserError(f"{values!r} was given; {needed}.")
     return tuple(numbers * count if len(numbers) == 1 else numbers)

@@ -1,7 +1,7 @@
-"""Features belong to the picture alone: tried when an encoder is made, before anything is computed.
+"""Check, when an encoder is created, that the features of an image depend on that image alone.
 
-Three pictures go through in several batches. A row that changes with the run (dropout that eval() does not switch off),
-with its neighbours (batch statistics) or with their number (squeeze), or that never changes, is refused. Letters: B
+Three images are run in several batches. A model is refused if features change between runs (dropout that eval() does
+not switch off), with the other images in the batch (batch statistics) or with the batch size (squeeze). Letters: B
 images, T positions, D width.
 """
 
@@ -18,24 +18,24 @@ from probekit.encoders.pooling import is_grid
 from probekit.encoders.weights import WRAPPERS, Loaded, hash_weights
 from probekit.runtime.errors import UserError, explained, some
 
-# Share of a value's own size by which batches of other sizes may change it. float32 on a CPU: other kernels and another
-# order of sums, 6e-8 a step. Elsewhere (TF32 in cuDNN's convolutions, half precision): 1e-3 a step.
+# Relative change allowed between batch sizes. float32 on a CPU: other kernels and summation orders, 6e-8 per operation.
+# Elsewhere (TF32 in cuDNN's convolutions, half precision): 1e-3 per operation.
 TOLERANCE, COARSE_TOLERANCE = 1e-3, 3e-2
-# what float32 holds with all its digits ends here; smaller values are zeros with noise
+# absolute tolerance: smaller values are zeros with rounding noise
 FLOOR = 1e-30
-# runs of one batch, where random numbers are drawn: rare events must show
+# runs of one batch if random numbers are drawn, to detect rare events
 REPEATS = 8
 
 
 def check_features(encoder: Any, examples: np.ndarray, told: bool, loaded: Loaded, weights_hash: str) -> str:
-    """Every check of an encoder's features, in turn; returns the hash of the weights, in which what no file brought is
-    0."""
+    """Run all checks of an encoder's features; returns the hash of the weights, with parameters missing in the file set
+    to 0."""
     check_tokens(encoder, examples, told)
     check_rows(encoder, examples)
     if hash_weights(encoder.module) != weights_hash:
         raise UserError(
-            f"{type(encoder.module).__name__} changes its own parameters or buffers when it runs (statistics of the "
-            "first batch?), but features must depend on the image alone; set them before, and keep them."
+            f"{type(encoder.module).__name__} changes its own parameters or buffers in the forward pass (statistics of "
+            "the first batch?), but features must depend on the image alone; fix them before."
         )
     if not loaded.missing:
         return weights_hash
@@ -44,13 +44,13 @@ def check_features(encoder: Any, examples: np.ndarray, told: bool, loaded: Loade
 
 
 def check_rows(encoder: Any, examples: np.ndarray) -> None:
-    """Refuse an encoder whose features of a picture depend on anything but the picture."""
+    """Refuse an encoder whose features of an image depend on anything but that image."""
     exact = all(p.dtype == torch.float32 for p in encoder.module.parameters() if p.is_floating_point())
     device = encoder._compute.device
     tolerance = TOLERANCE if exact and device.type == "cpu" else COARSE_TOLERANCE
 
     def run(images: np.ndarray) -> dict[str, torch.Tensor]:
-        # the property is the module's, so it is tried in the module's own precision
+        # this is a property of the module, so it is tested in the module's own precision
         context: AbstractContextManager | None = nullcontext() if exact else None
         return encoder._pooled(images, context)
 
@@ -58,33 +58,33 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     pair = run(examples[:2])
     if bad := [name for name, rows in pair.items() if not rows.isfinite().all()]:
         raise UserError(
-            f"Layer {bad[0]} of {type(encoder.module).__name__} has values that are not finite: look for NaN in the "
-            "weights, or values beyond the number format."
+            f"Layer {bad[0]} of {type(encoder.module).__name__} has non-finite values; look for NaN in the weights, or "
+            "values that overflow the number format."
         )
     drawn = _random_state(device) != before
     again = run(examples[:2])
-    # a generator of the module's own, a counter or a moving average leaves no trace in the global state; a CPU repeats
-    # the same sums to the bit
+    # a separate generator, a counter or a moving average leaves no trace in the global state; a CPU repeats the same
+    # sums bit by bit
     drawn = drawn or (device.type == "cpu" and not all(torch.equal(pair[name], again[name]) for name in pair))
     for rerun in (again, *(run(examples[:2]) for _ in range(REPEATS - 1 if drawn else 0))):
         _compare(encoder, pair, rerun, 0.0 if drawn else tolerance, "the same batch is run again", drawn)
     if drawn:
         warnings.warn(
-            f"{type(encoder.module).__name__} draws random numbers in evaluation mode, or repeats itself to rounding "
-            f"only: {REPEATS} runs gave the same features, but a rare event would not have shown.",
+            f"{type(encoder.module).__name__} draws random numbers in evaluation mode, or is not reproducible bit by "
+            f"bit; {REPEATS} runs gave the same features, but rare events would go unnoticed.",
             stacklevel=6,
         )
-    # two of the others are as dark and as bright as can be: what is taken over the batch shows
+    # two of the others are the darkest and brightest possible images, which reveal statistics over the batch
     ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
     extreme = np.stack([np.full_like(examples[0], value) for value in ends])
     company = run(np.concatenate([examples[2:], examples[1::-1], extreme]))
     moved = {name: rows[[2, 1]] for name, rows in company.items()}
-    _compare(encoder, pair, moved, tolerance, "other pictures are in its batch", drawn)
+    _compare(encoder, pair, moved, tolerance, "other images are in its batch", drawn)
     for name, rows in company.items():
         if encoder._layouts[name].pool != "cls" and torch.equal(rows, rows[:1].expand_as(rows)):
             warnings.warn(
                 f"Layer {name} of {type(encoder.module).__name__} has the same features for {len(rows)} different "
-                "images: a mask, a constant, or units that are never active.",
+                "images (a mask, a constant, or units that are never active).",
                 stacklevel=6,
             )
     what = f"{type(encoder.module).__name__} fails on a batch of one image"
@@ -96,11 +96,12 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
 
 
 def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:
-    """Refuse tokens that are in another order than their number suggests.
+    """Refuse tokens whose order does not match their number.
 
-    At the shallowest layer with special tokens, the upper left corner of the picture should change the position after
-    them most, and the lower right corner the last one. At the shallowest layer of tokens, a corner should change few
-    positions, not few channels, where the number of channels could be that of positions and the user has not `told`.
+    At the shallowest layer with special tokens, changing the upper left corner of an image should change the position
+    after them most, and the lower right corner the last one. At the shallowest layer of tokens, a corner should change
+    few positions, not few channels; this is tested if the user did not give the axes (`told`) and the number of
+    channels could be that of positions.
     """
     tokens = [(name, layout) for name, layout in encoder._layouts.items() if "T" in layout.axes]
     for depth, (name, layout) in enumerate(tokens):
@@ -112,8 +113,8 @@ def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:
             peaks = [float(c.max() / c.mean()) for c in (change_TD.norm(dim=1), change_TD.norm(dim=0))]
             if unclear and peaks[1] > 2 * peaks[0]:
                 raise UserError(
-                    f"Layer {name} of {type(encoder.module).__name__}: a corner of an image changes few numbers of the "
-                    f"last axis of {layout.width}, so positions seem to be last; say axes=BDT, or axes=BTD if not."
+                    f"Layer {name} of {type(encoder.module).__name__}: a corner of an image changes few entries of the "
+                    f"last axis of {layout.width}, which seems to be positions; give axes=BDT, or axes=BTD if not."
                 )
             if layout.prefix_tokens:
                 _check_order(encoder, name, h_BTD)
@@ -121,7 +122,7 @@ def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:
 
 
 def _with_changed_corners(encoder: Any, examples: np.ndarray, name: str) -> torch.Tensor:
-    """A layer's tokens of a picture, of it with another upper left corner, and with another lower right one."""
+    """A layer's tokens for an image, and for the same image with a changed upper left or lower right corner."""
     layout = encoder._layouts[name]
     across = 2 * round(layout.positions**0.5)
     height, width = (max(1, side // across) for side in encoder._sides)
@@ -145,14 +146,14 @@ def _check_order(encoder: Any, name: str, h_BTD: torch.Tensor) -> None:
             raise UserError(
                 f"Layer {name} of {type(encoder.module).__name__}: the {'upper left' if k == 1 else 'lower right'} "
                 f"corner of an image changes position {most} of {h_BTD.shape[1]} most, so its {layout.prefix_tokens} "
-                "special tokens are not in front; reorder them in a submodule of your own."
+                "special tokens are not in front; reorder them in a custom submodule."
             )
 
 
 def check_prepare(
     prepare: Callable[[np.ndarray], Any], pictures: Sequence[np.ndarray], made: Sequence[np.ndarray]
 ) -> None:
-    """Refuse a preparation that makes something else of a picture when it is asked again: a random crop, a counter."""
+    """Refuse a preparation that is not deterministic: a random crop, a counter."""
     cpu = torch.device("cpu")
     before = _random_state(cpu)
     for repeat in range(REPEATS):
@@ -160,8 +161,8 @@ def check_prepare(
             again = np.asarray(prepare(picture))
             if again.shape != first.shape or not np.array_equal(again, first, equal_nan=again.dtype.kind == "f"):
                 raise UserError(
-                    "prepare makes something else of an image when it is asked again (a random crop or flip of "
-                    "training, a counter?); give the preparation of evaluation."
+                    "prepare returns different results for the same image (a random crop or flip, a counter?); give "
+                    "the evaluation preparation."
                 )
         if repeat == 0 and _random_state(cpu) == before:
             return
@@ -173,14 +174,14 @@ def _compare(
     for name in a:
         size = torch.maximum(a[name].abs(), a[name].abs().nanmedian())
         off = (a[name] - b[name]).abs()
-        # written so that NaN on one side fails; the same on both (NaN, infinities) is the writer's to refuse
+        # NaN on one side fails; NaN or infinity on both sides is refused by the writer
         same = (a[name] == b[name]) | (a[name].isnan() & b[name].isnan())
         wrong = ~(off <= tolerance * size + FLOOR) & ~same
         if wrong.any():
             worst = float((off / size.clamp_min(1e-30))[wrong].max())
             raise UserError(
-                f"Layer {name} of {type(encoder.module).__name__} has other features for the same image when {when} "
-                f"(off by {worst:.1g} of their size), but features must depend on the image alone; "
+                f"Layer {name} of {type(encoder.module).__name__} has different features for the same image when "
+                f"{when} (relative difference {worst:.1g}), but features must depend on the image alone; "
                 f"{_hint(encoder.module, drawn)}."
             )
 
@@ -188,14 +189,14 @@ def _compare(
 def _hint(module: torch.nn.Module, drawn: bool) -> str:
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
-        return f"{training[0]} stays in training mode after eval(): look for a train() of its own"
+        return f"{training[0]} stays in training mode after eval(): look for an overridden train()"
     if drawn:
         return (
-            "it draws random numbers in evaluation mode, or keeps something from one call to the next: give "
-            "torch.nn.functional.dropout training=self.training, sampled noise a fixed value, and update no buffer"
+            "it draws random numbers in evaluation mode, or keeps state between calls: pass training=self.training to "
+            "torch.nn.functional.dropout, fix sampled noise, and do not update buffers"
         )
     return (
-        "look for statistics taken over the batch (a norm with track_running_stats=False, a mean over axis 0) and for "
+        "look for statistics over the batch (a norm with track_running_stats=False, a mean over axis 0) and for "
         "squeeze() without an axis"
     )
 
@@ -207,10 +208,10 @@ def _random_state(device: torch.device) -> tuple[Any, ...]:
 
 
 def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
-    """Parameters that no file held may stay only where no chosen layer depends on them; they become 0.
+    """Refuse missing parameters on which a chosen layer depends; set the others to 0.
 
-    They are set to NaN: a layer that stays finite and the same does not read them. 0, so that the hash of the weights
-    does not depend on how they were drawn.
+    Dependence is tested by setting them to NaN: a layer whose features do not change does not use them. They are set to
+    0 so that the hash of the weights does not depend on their random initialisation.
     """
     own = encoder.module.state_dict().items()
     state = {name: value for name, value in own if WRAPPERS.sub("", name) in loaded.missing}
@@ -225,7 +226,7 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
     try:
         after = encoder._pooled(examples[:2])
         same = all(torch.equal(before[name], after[name]) for name in before)
-    except Exception:  # NaN may well break a computation that reads it
+    except Exception:  # NaN may break a computation that uses it
         same = False
     with torch.no_grad():
         for value, old in zip(poison, kept, strict=True):

@@ -1,7 +1,7 @@
-"""timm models: the layers that timm itself lists as features, each pooled as it arises.
+"""timm models: the layers that timm lists as features, each pooled as soon as it is computed.
 
-timm's `forward_intermediates` returns them all at once; hooks on the same submodules (`feature_info`) give the same
-tensors one at a time. Pictures are prepared by timm's own evaluation transform. Letters: B images, H and W sides.
+timm's `forward_intermediates` returns all of them at once; hooks on the same submodules (`feature_info`) give the same
+tensors one at a time. Images are prepared by timm's own evaluation transform. Letters: B images, H and W sides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ from probekit.encoders.weights import load_weights_of
 from probekit.runtime.errors import UserError, explained
 from probekit.runtime.imports import library
 
-# the steps with which timm's evaluation transform ends; they are left to `Normalisation`
+# the last steps of timm's evaluation transform, which `Normalisation` replaces
 LAST_STEPS = (("ToTensor", "MaybeToTensor"), ("Normalize",))
 
 
 def load_timm(name: str, **options: Any) -> ModuleEncoder:
-    """`timm:NAME`, as `timm.create_model` takes it, with timm's pretrained weights, or those of a file
+    """`timm:NAME`, a name for `timm.create_model`, with timm's pretrained weights or those of a file
     (`load_weights_of`).
 
     Options are those of `ModuleEncoder`; size, crop and normalisation come from the model's own data config.
@@ -42,7 +42,7 @@ def load_timm(name: str, **options: Any) -> ModuleEncoder:
 
 
 def load_random_timm(name: str, weights_seed: int = 0, **options: Any) -> ModuleEncoder:
-    """`random:timm:NAME`: the architecture with fresh weights."""
+    """`random:timm:NAME`: the architecture with randomly initialised weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed)
         model = _create(name, pretrained=False)
@@ -68,7 +68,7 @@ def from_timm(
     prefix_tokens: int | None = None,
     **options: Any,
 ) -> ModuleEncoder:
-    """Wrap a timm model that is already made; without `layers`, the submodules in its `feature_info`."""
+    """Wrap a timm model; the default `layers` are the submodules in its `feature_info`."""
     settings = dict(getattr(model, "pretrained_cfg", None) or {})
     if layers is None:
         layers = _listed_layers(model, about)
@@ -99,7 +99,7 @@ def _listed_layers(model: Any, about: Mapping[str, Any]) -> list[str]:
     listed = info if isinstance(info, list) else getattr(info, "info", None)
     layers = [entry["module"] for entry in listed or [] if entry.get("module")]
     if not layers:
-        raise UserError(f"timm lists no feature layers for {about['source']}; name submodules with layers= (--layers).")
+        raise UserError(f"timm lists no feature layers for {about['source']}; give submodules as layers= (--layers).")
     there = submodules(model)
     absent = [name for name in layers if name not in there]
     if not absent:
@@ -108,14 +108,14 @@ def _listed_layers(model: Any, about: Mapping[str, Any]) -> list[str]:
     if stages is None:
         names = ", ".join(name for name, _ in model.named_children())
         raise UserError(
-            f"timm lists the feature layer {absent[0]} for {about['source']}, which the model does not have; name "
+            f"timm lists the feature layer {absent[0]} for {about['source']}, which the model does not have; give "
             f"submodules with --layers (it has {names})."
         )
     return stages
 
 
 def _stages(model: Any, count: int) -> list[str] | None:
-    """As many numbered submodules of one name as timm lists features: "stages.0" where it writes "layers.0"."""
+    """The numbered submodules of a parent with as many children as timm lists features ("stages.0" for "layers.0")."""
     for parent in ("stages", "layers", "blocks"):
         inside = model._modules.get(parent) or torch.nn.Module()
         children = [name for name, _ in inside.named_children()]
@@ -125,17 +125,17 @@ def _stages(model: Any, count: int) -> list[str] | None:
 
 
 def resolve(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A `pretrained_cfg` as timm's data configuration, at the size that timm evaluates it."""
+    """timm's data configuration for a `pretrained_cfg`, at timm's test size."""
     size = settings.get("input_size")
     if size is not None and size[0] != 3:
-        raise UserError(f"The model takes images of {size[0]} channel, but RGB is given; write the call with torch:.")
+        raise UserError(f"The model takes images with {size[0]} channel(s), not RGB; write a function for torch:.")
     data = library("timm.data", "timm:")
     return dict(data.resolve_data_config(dict(asked or {}), pretrained_cfg=dict(settings), use_test_size=True))
 
 
 @dataclass(frozen=True, eq=False)
 class TimmPreparation(DescribedPreparation):
-    """One picture through timm's evaluation transform, whose last steps may be left out; `config` is for the
+    """Prepare one image with timm's evaluation transform, possibly without its last steps; `config` is for the
     provenance."""
 
     transform: Any
@@ -153,7 +153,7 @@ class TimmPreparation(DescribedPreparation):
 def prepare_with(
     config: Mapping[str, Any], whose: str, mean: Any = None, std: Any = None
 ) -> tuple[DescribedPreparation, Normalisation | None]:
-    """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration."""
+    """`prepare` and the remaining `Normalisation` (or None), from timm's data configuration."""
     # "interpolation: random" and other settings that evaluation does not take
     with explained(f"{whose}: timm cannot make its transform", "give --interpolation, or --resolution", named=True):
         transform = library("timm.data", "timm:").create_transform(**config, is_training=False)

@@ -40,8 +40,8 @@ def calibrate(
 ) -> "pd.DataFrame":
     """Calibration error, Brier score and log-loss of every probe, before and after a temperature.
 
-    The temperature is fitted to the validation rows, which the probe with the chosen penalty is fitted without; the
-    scores are those of the recorded predictions on the test rows, of every test set.
+    The temperature is fitted on the validation rows, for a probe with the chosen penalty fitted without them. Scores
+    are those of the recorded predictions on every test set.
 
     Parameters
     ----------
@@ -52,24 +52,24 @@ def calibrate(
     protocol : Protocol or str
         The protocol of the sweep.
     Cs : sequence of float
-        Penalties of the sweep, where they were not the protocol's.
+        Penalties of the sweep, if they were not the protocol's.
     series : str
         Name of the curve in the results; by default the encoder's name.
     device : str
         Device of the solver: cpu, cuda, cuda:1.
     progress : callable
-        Called with (probes done, probes in all).
+        Called with (probes done, total probes).
 
     Returns
     -------
     pandas.DataFrame
-        One row per kind of probe, layers and test set, with means over the seeds; `calibration.csv` has each seed, and
-        keeps the rows of other series.
+        One row per kind of probe, layers and test set, with means over the seeds. `calibration.csv` has one row per
+        seed, and rows of other series in it are kept.
 
     Raises
     ------
     UserError
-        The folder has no record of these features under this protocol, or none with validation rows to scale on.
+        The folder has no record of these features under this protocol, or none with usable validation rows.
     """
     import pandas as pd
 
@@ -78,8 +78,8 @@ def calibrate(
     mine = [r for r in read_records(runner.out) if (r.identity.feature_id, r.identity.protocol_hash, r.series) == same]
     if not mine:
         raise UserError(
-            f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
-            f"{runner.protocol.name}: sweep them first, or name --protocol, --Cs and --series of the sweep."
+            f"{runner.out} has no probe of these features in series {runner.series!r} under protocol "
+            f"{runner.protocol.name}; sweep them first, or give the --protocol, --Cs and --series of the sweep."
         )
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
@@ -105,7 +105,7 @@ def calibrate(
 
 
 def _row(record: Record, test: str, temperature: float) -> dict[str, Any]:
-    """The scores of a record's recorded predictions on a test set, as fitted and with the temperature."""
+    """Scores of a record's stored predictions on a test set, as fitted and with the temperature."""
     predicted = row_predictions(record.on(test))
     y = np.searchsorted(predicted.classes, predicted.labels)
     scaled = apply_temperature(predicted.log_proba, temperature)
@@ -116,9 +116,9 @@ def _row(record: Record, test: str, temperature: float) -> dict[str, Any]:
 
 
 def held_out_temperature(runner: Runner, record: Record) -> float | None:
-    """The temperature of a record's probe: fitted anew without the validation rows, then scaled on these.
+    """The temperature of a record's probe, fitted on the validation rows after a refit without them.
 
-    None where a class of few rows has validation rows only.
+    None if a rare class has validation rows only.
     """
     own = runner.protocol.probe
     train_rows = None if record.per_class else record.train_rows
@@ -128,7 +128,7 @@ def held_out_temperature(runner: Runner, record: Record) -> float | None:
     if len(np.setdiff1d(split.y[split.is_val], split.y[~split.is_val])):
         return None
     X = runner.features(job)
-    Cs = [record.chosen_C] if runner.protocol.Cs else []  # a protocol of SGD has learning rates instead
+    Cs = [record.chosen_C] if runner.protocol.Cs else []  # an SGD protocol has learning rates instead
     one = runner.protocol.with_(Cs=Cs, refine=0, selection="val", refit="train")
     fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
     held = np.flatnonzero(split.is_val)

@@ -1,6 +1,6 @@
-"""`concat`: probes of concatenated layers: windows around the best layer, and a greedy choice within a column budget.
+"""`concat`: probe concatenated layers, in windows around the best layer and in a greedy choice of layers.
 
-Every choice is made on held-out training rows; the test split is read when all sets of layers are chosen.
+Every choice is made on held-out training rows; the test split is read after all sets of layers are chosen.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def concat(
 ) -> Results:
     """Probe concatenated layers: windows around the best single layer, and a greedy choice.
 
-    Single layers that have not been swept yet are swept first. The same call again resumes after an interruption.
+    Single layers not swept yet are swept first. Repeat the call to resume after an interruption.
 
     Parameters
     ----------
@@ -61,53 +61,53 @@ def concat(
     protocol : Protocol or str
         The protocol of the sweep.
     Cs : sequence of float
-        Penalties in place of the protocol's, as scikit-learn's C.
+        Penalties that replace the protocol's, in scikit-learn's convention for C.
     window : int or sequence of int
         Number of neighbouring layers concatenated around the best one (the paper's is 5).
     greedy_width : int
-        Largest number of columns of the greedy choice; by default that of the widest window, 0 for no greedy choice.
+        Maximum number of columns of the greedy choice; by default that of the widest window; 0 disables it.
     series : str
         Name of the curve; by default the encoder's name.
     seeds : int or sequence of int
-        Number of repetitions, as in `sweep`. The layers are chosen once: windows around the best layer of their mean,
-        the greedy choice on the first seed's held-out rows.
+        Number of repetitions, as in `sweep`. Layers are chosen once: windows around the best layer by mean score, the
+        greedy choice on the held-out rows of the first seed.
     backend : str
         Solver backend.
     device : str
         Device of the solver: cpu, cuda, cuda:1.
     dtype : str
-        Precision of the solver; auto is float64 where that costs nothing.
+        Precision of the solver; auto uses float64 if that costs nothing.
     probes : sequence of str
-        Kinds of probes of the windows besides the plain one: banded (one penalty per layer), mix (a learned softmax mix
-        of the layers).
+        Further kinds of probes for the windows: banded (one penalty per layer), mix (a learned softmax mix of the
+        layers).
     workers : int
         Processes that share the work and the cores, as in `sweep`.
     parallel : str
-        What processes started by torchrun share: layers, or the rows of one layer, as in `sweep`.
+        How processes started by torchrun divide the work: by layers or by rows of one layer, as in `sweep`.
     progress : callable or bool
-        Called with (sets of layers examined, sets known so far). True shows a bar, as in a notebook.
+        Called with (sets of layers examined, sets known so far). True shows a progress bar.
 
     Returns
     -------
     Results
-        The records of this call, of single and of concatenated layers. Those of kind "concat" say in `candidates` how
-        their layers were chosen and how many sets were tried.
+        The records of this call, of single and of concatenated layers. In those of kind "concat", `candidates` records
+        how their layers were chosen and how many sets were tried.
 
     Raises
     ------
     UserError
-        As `sweep`, and when the budget is below the narrowest layer or the encoder has one layer only.
+        As for `sweep`, or the budget is below the narrowest layer, or the encoder has only one layer.
     """
     if parallel == "rows" and (probes or workers != 1):
         raise UserError("parallel='rows' supports plain linear probes only; remove probes and workers.")
     runner = Runner(features, out, protocol, Cs, series, make_settings(backend, device, dtype, parallel))
     if PROBES[runner.protocol.probe].tunes != "C":
         raise UserError(
-            f"Protocol {runner.protocol.name} trains by SGD, which cannot concatenate layers; use igpt or another."
+            f"Protocol {runner.protocol.name} trains by SGD, which cannot concatenate layers; use igpt, for example."
         )
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
-        raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
+        raise UserError(f"Series {runner.series!r} has only one layer; concatenation needs at least two.")
     again: dict[str, Any] = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend}
     again |= {"device": device, "dtype": dtype, "parallel": parallel}
     again |= {"window": window, "greedy_width": greedy_width, "seeds": seeds, "probes": probes}
@@ -127,7 +127,7 @@ def _concat(
     probes: Sequence[str],
     progress: Progress | None,
 ) -> list[Job]:
-    """Probe the single layers that are missing, choose the sets of layers, probe them; returns all jobs."""
+    """Probe the missing single layers, choose the sets of layers and probe them; return all jobs."""
     n_layers = len(runner.store.layers)
     singles = [[Job((layer,), seed) for layer in runner.store.layers] for seed in seeds]
     runner.run([job for draw in singles for job in draw])
@@ -136,7 +136,7 @@ def _concat(
     best = choose_layer(*draws)
     sizes = [window] if isinstance(window, int) else list(window)
     if not sizes:
-        raise UserError("window is an empty list; give the number of layers to concatenate, or several.")
+        raise UserError("window is an empty list; give one or more numbers of layers to concatenate.")
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)
@@ -165,22 +165,22 @@ def search(
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Greedy forward choice of layers within `budget` columns, by held-out score on a subsampled grid of C.
 
-    Every set examined is a line of candidates.jsonl, so that an interrupted search resumes and workers share it. The
-    records `singles` of single layers have their scores.
+    Every set examined is a line of candidates.jsonl, so an interrupted search can resume and workers can share it.
+    `singles` are the records of single layers, with their scores.
 
     Returns
     -------
     layers : tuple of int
     how : {"rule", "tried", "steps": [{"layers", "val_accuracy", "columns"}]}
     """
-    # a step compares layers on few penalties; the final probe is fitted on the whole grid
+    # the search compares layers on few penalties; the final probe uses the whole grid
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
     scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
     journal = Journal(runner.out / "candidates.jsonl", partial(check_schema, schema=_CANDIDATE))
     scores: dict[tuple[int, ...], dict[str, Any]] = {
         (runner.store.layers.index(record.layers[0]),): _score_of(record, scout.protocol.Cs) for record in singles
     }
-    # the most that can be examined: each step tries all layers that are left
+    # upper bound: each step tries all remaining layers
     widths = runner.store.widths
     most = sum(len(widths) - taken for taken in range(min(len(widths), max(1, budget // min(widths)))))
 
@@ -227,7 +227,7 @@ def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
 def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
     """The `width` consecutive layers around `centre`, moved inwards at the ends (the paper's five, section 4.3)."""
     if width < 1:
-        raise UserError(f"a window must hold at least one layer, but width {width} was given.")
+        raise UserError(f"window is {width}; give at least 1 layer.")
     width = min(width, n_layers)
     start = min(max(centre - width // 2, 0), n_layers - width)
     return tuple(range(start, start + width))
@@ -236,11 +236,11 @@ def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
 def greedy(
     widths: Sequence[int], score: Callable[[list[tuple[int, ...]]], list[float]], max_width: int | None = None
 ) -> list[tuple[tuple[int, ...], float]]:
-    """Add the layer that raises a held-out score most, until the budget of columns is spent or no layer gains.
+    """Add the layer that most improves a held-out score, until the column budget is used up or no layer improves it.
 
-    `widths` are the columns of each layer, `max_width` those allowed together (None: no limit). `score` gives held-out
-    scores of sorted tuples of layers, all that a step compares at once; never the test split's. Returned is (layers,
-    score) of every step, the first being the best single layer; ties go to the shallower layer.
+    `widths` are the columns of each layer, `max_width` the most columns together (None: no limit). `score` returns the
+    held-out scores (never the test split's) of sorted tuples of layers, all candidates of a step at once. Returns
+    (layers, score) of every step, beginning with the best single layer; ties go to the shallower layer.
     """
     chosen: tuple[int, ...] = ()
     steps: list[tuple[tuple[int, ...], float]] = []

@@ -1,4 +1,4 @@
-"""Measures of each layer that need no labels: effective rank, intrinsic dimension, similarity to the last layer.
+"""Label-free measures of each layer: effective rank, intrinsic dimension, similarity to the last layer.
 
 N rows, D and E columns.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TWO_NN_ROWS = 5000  # the estimate's relative error is about 1 / sqrt(rows)
-DISCARDED = 0.1  # share of the largest distance ratios that the fit leaves out, as in the paper
+DISCARDED = 0.1  # fraction of the largest distance ratios left out of the fit, as in the paper
 BLOCK = 512
 
 
@@ -40,15 +40,15 @@ def geometry(
     split : str
         Split whose rows are used.
     device : str
-        Where they are computed: cpu, cuda, cuda:1.
+        Device of the computation: cpu, cuda, cuda:1.
     progress : callable
-        Called with (layers done, layers in all).
+        Called with (layers done, total layers).
 
     Returns
     -------
     pandas.DataFrame
-        One row per layer, shallow to deep; also written beside the feature file, as NAME.geometry.csv, for
-        `probekit plot --metric`. Empty where a measure is not defined (see `rankme`, `two_nn_dimension`).
+        One row per layer, shallow to deep; also written next to the feature file as NAME.geometry.csv, for
+        `probekit plot --metric`. Undefined measures are empty (see `rankme`, `two_nn_dimension`).
     """
     import pandas as pd
 
@@ -75,7 +75,7 @@ def geometry(
             atomic.write_text(table, csv_text(frame.assign(split=split, features=opened.id)))
         except OSError as error:
             warnings.warn(
-                f"{table} cannot be written ({error.strerror}), so `probekit plot` will lack these measures.",
+                f"{table} cannot be written ({error.strerror}); without it `probekit plot` cannot draw these measures.",
                 stacklevel=2,
             )
     return frame
@@ -84,7 +84,7 @@ def geometry(
 def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
     """Intrinsic dimension by the ratio of the distances to the two nearest neighbours, computed in float64 on `device`.
 
-    Of more than 5,000 rows of X (N, D) evenly spaced ones are used. None with fewer than 20 distinct rows.
+    If X (N, D) has more than 5,000 rows, evenly spaced ones are used. None for fewer than 20 distinct rows.
 
     References
     ----------
@@ -92,7 +92,7 @@ def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
     """
     if len(X) > TWO_NN_ROWS:
         X = X[np.linspace(0, len(X) - 1, TWO_NN_ROWS).round().astype(int)]
-    # without it the nearest neighbour of a repeated row would be its copy
+    # otherwise the nearest neighbour of a repeated row would be its copy
     Z = to_device(X, device, torch.float64).unique(dim=0)
     if len(Z) < 20:
         return None
@@ -107,7 +107,7 @@ def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
     apart = nearest[:, 0] > 0
     log_ratio = np.sort(np.log(nearest[apart, 1] / nearest[apart, 0]))
     kept = int(len(log_ratio) * (1 - DISCARDED))
-    # the ratios follow a Pareto law: -log(1 - F) is a straight line through 0 in log(ratio), its slope the dimension
+    # the ratios are Pareto distributed: -log(1 - F) is linear in log(ratio) through 0, with the dimension as its slope
     survival = -np.log1p(-np.arange(1, kept + 1) / len(log_ratio))
     x = log_ratio[:kept]
     return float(x @ survival / (x @ x)) if x.any() else None
@@ -116,7 +116,7 @@ def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
 def linear_cka(X: Any, Z: Any, device: str = "cpu") -> float:
     """Linear centred kernel alignment of features X (N, D) and Z (N, E) of the same rows, in float64 on `device`.
 
-    0 to 1, where 1 is equality up to rotation and scale.
+    Between 0 and 1; 1 means equal up to rotation and scale.
 
     References
     ----------
@@ -126,7 +126,7 @@ def linear_cka(X: Any, Z: Any, device: str = "cpu") -> float:
     X, Z = X - X.mean(0), Z - Z.mean(0)
     if min(X.shape[1], Z.shape[1]) <= len(X):
         between, within = (X.T @ Z).square().sum(), (X.T @ X).square().sum() * (Z.T @ Z).square().sum()
-    else:  # fewer rows than columns: the same sums by way of the Gram matrices
+    else:  # with fewer rows than columns, compute the same sums from the Gram matrices
         K, L = X @ X.T, Z @ Z.T
         between, within = (K * L).sum(), K.square().sum() * L.square().sum()
     # constant features have no similarity to others

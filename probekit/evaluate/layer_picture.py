@@ -1,6 +1,6 @@
-"""A layer's test rows in two dimensions, coloured by class: a figure for the report, by t-SNE or UMAP.
+"""Report figure of a layer's test rows in two dimensions, by t-SNE or UMAP, coloured by class.
 
-Such a figure shows clusters, not accuracies: with either method, distances and sizes mean little.
+It shows clusters, not accuracies; distances between clusters and their sizes mean little with either method.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ CLASSES = {
 
 
 def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu") -> np.ndarray:
-    """Two coordinates (N, 2) of each row of X (N, D): scikit-learn's t-SNE or umap-learn's UMAP; on a GPU cuML's."""
+    """Two coordinates (N, 2) of each row of X (N, D), by t-SNE or UMAP (scikit-learn, umap-learn, or cuML on a GPU)."""
     if method not in ("tsne", "umap"):
         raise UserError(f"method is {method!r}; choose tsne or umap.")
     module, name, package = CLASSES[method, find_device(device).type]
@@ -47,7 +47,7 @@ def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu") -> np.nda
 
 
 def layer_pictures(method: Method = "tsne", device: str = "cpu") -> Callable[[Any], "Figure"]:
-    """What `write_report(figures={"layers": ...})` draws of a panel: each model's first, chosen and last layer."""
+    """Figure for `write_report(figures={"layers": ...})`: the first, chosen and last layer of each model of a panel."""
 
     def draw(panel: Any) -> "Figure":
         from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def layer_pictures(method: Method = "tsne", device: str = "cpu") -> Callable[[An
         several = [series for series in panel.series if len(series.records) > 1]
         rows = [[s.records[at] for at in sorted({0, s.peak, len(s.records) - 1})] for s in several]
         if not rows:
-            raise UserError("No series has several layers, so there are none to draw.")
+            raise UserError("No series has several layers to draw; sweep a feature file with more layers.")
         columns = max(map(len, rows))
         figure = Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
         grid: Any = figure.subplots(len(rows), columns, squeeze=False)
@@ -75,10 +75,10 @@ def layer_pictures(method: Method = "tsne", device: str = "cpu") -> Callable[[An
 
 
 def picture_of(record: Record, method: Method = "tsne", device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (n, 2) and classes (n,), counted from 0, of evenly spaced test rows of a record's layers."""
+    """Coordinates (n, 2) and class indices (n,) of evenly spaced test rows of a record's layers."""
     path = (record.folder or Path()) / record.feature_file
     if not record.feature_file or not path.is_file():
-        raise UserError(f"A picture of {record.series} needs its feature file, but {path} is not a file.")
+        raise UserError(f"Drawing {record.series} needs its feature file, but {path} does not exist; put it back.")
     layers: Sequence[str] = record.layers
     with FeatureStore.open(path) as store:
         y = store.labels("test")

@@ -1,4 +1,4 @@
-"""Disk, memory and time of an extraction and a sweep, estimated beforehand: bytes are counted, a few steps timed."""
+"""Estimate disk, memory and time of an extraction and a sweep by counting bytes and timing a few steps."""
 
 import os
 import time
@@ -20,12 +20,12 @@ from probekit.features.store import FeatureStore
 
 ROW_BYTES = 24  # label, row id and image hash
 RECORD_BYTES = 12_000  # a line of results.jsonl and one of choices.jsonl, 45 penalties each
-PENALTIES, ITERATIONS = 45, 100  # of a sweep that is not timed; weak penalties need several hundred iterations
+PENALTIES, ITERATIONS = 45, 100  # per penalty of a sweep that is not timed; weak penalties need several hundred
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on disk, bytes of memory and seconds of a step, and a note on how they were estimated."""
+    """Bytes on disk, bytes of memory and seconds of a step, with a note on how they were estimated."""
 
     step: str
     disk: int
@@ -40,7 +40,7 @@ def feature_bytes(rows: int, widths: Sequence[int]) -> int:
 
 
 def process_bytes() -> int:
-    """Resident memory of this process: what any step needs besides its own arrays (Python, PyTorch, libraries)."""
+    """Resident memory of this process in bytes, which every step needs besides its arrays (Python, libraries)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -72,10 +72,10 @@ def plan_extract(
         return extract(encoder, sample, Path(folder) / f"{count}.h5", batch_size=batch_size)
 
     before = process_bytes()
-    first, _ = _timed(images, 1)  # what a process does once: it loads libraries, it fills tables
+    first, _ = _timed(images, 1)  # one-time costs such as loading libraries
     loaded = process_bytes()
     size, took, store = _as_many_as_possible(images, min(4, most), most, seconds)
-    # at most two batches of features wait for the writer beside the one that is computed, and as many prepared images
+    # besides the batch being computed, at most two batches of features wait for the writer, and as many of images
     image_bytes = encoder.prepare(part.images(0, 1)[0]).nbytes
     memory = 3 * (feature_bytes(batch_size, encoder.widths) + image_bytes * batch_size)
     memory += max(0, loaded - before) + max(0, process_bytes() - loaded) * max(1, batch_size // size)
@@ -96,7 +96,7 @@ def plan_sweep(
     `rows`, `test_rows` and `classes` are those of the features that will be swept, where `store` is only a sample of
     them; `options` those of `sweep`: protocol, Cs, backend, device, dtype.
     """
-    # shallow, middle and deep layers cost differently
+    # the cost of shallow, middle and deep layers differs
     tried = [store.layers[at] for at in dict.fromkeys(len(store.layers) * share // 6 for share in (1, 3, 5))]
     available = sum(len(store.labels(split)) for split in store.splits if split != "test")
     sampled = int(max(store.labels(split).max() for split in store.splits)) + 1
@@ -118,8 +118,8 @@ def plan_sweep(
 
 
 def count_sweep(widths: Sequence[int], rows: int, test_rows: int, classes: int, rate: float) -> Estimate:
-    """Estimate a sweep over layers of these widths by its operations at `rate` FLOP/s."""
-    # each iteration of each penalty multiplies by the features twice
+    """Estimate a sweep over layers of these widths from its number of operations and `rate` in FLOP/s."""
+    # each iteration of each penalty takes two products with the features
     operations = 4 * rows * sum(widths) * _outputs(classes) * PENALTIES * ITERATIONS
     note = f"not timed: {PENALTIES} penalties, {ITERATIONS} iterations each"
     return Estimate("sweep", *sweep_bytes(rows, test_rows, widths, classes), operations / rate, note)
@@ -128,7 +128,7 @@ def count_sweep(widths: Sequence[int], rows: int, test_rows: int, classes: int, 
 def sweep_bytes(rows: int, test_rows: int, widths: Sequence[int], n_classes: int) -> tuple[int, int]:
     """Bytes on disk and in memory of a sweep over layers of these widths.
 
-    A probe's file holds its coefficients and, of every test row, id, label, prediction and probabilities.
+    A probe file contains the coefficients and, for every test row, its id, label, prediction and probabilities.
     """
     a_probe = test_rows * (24 + 4 * n_classes) + RECORD_BYTES
     disk = sum(4 * (width + 1) * _outputs(n_classes) + a_probe for width in widths)
@@ -148,7 +148,7 @@ def _timed(action: Callable[[int], Any], count: int) -> tuple[float, Any]:
 
 
 def _as_many_as_possible(action: Callable[[int], Any], count: int, most: int, seconds: float) -> tuple[int, float, Any]:
-    """Call `action` for four times as many rows again and again while the time allows: rows, seconds, result."""
+    """Call `action` with repeatedly four times as many rows while time allows; return rows, seconds, result."""
     until = time.perf_counter() + seconds
     took, result = _timed(action, count)
     while count < most and time.perf_counter() + 4 * took < until:

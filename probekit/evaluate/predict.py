@@ -1,4 +1,4 @@
-"""Predictions of a stored probe on new images; the probe's record names the layers and the encoder."""
+"""Predict the classes of new images with a stored probe, whose record names the layers and the encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ _SOURCES = {
     "histogram": {"resolution": Int(1, 65_536)},
     "igpt": {"checkpoint": Text(), "norm": str, "input": str},
 }
-# what may differ between the encoder of the features and the one that is given
+# provenance that may differ between the encoder of the features and the given one
 MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and its location
 MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: the probe's are found by name
 
@@ -40,22 +40,22 @@ def find_record(probe: str | Path, series: str | None = None) -> Record:
 
     Parameters
     ----------
-    series : which series of a results folder, where it has several
+    series : which series of a results folder, if it has several
     """
     path = Path(probe)
     if path.is_dir():
         return Results(path).best(series)
     if not path.is_file():
-        raise UserError(f"There is no probe file {path}; give one of RESULTS/probes/*.safetensors, or RESULTS.")
+        raise UserError(f"Probe file {path} does not exist; give one of RESULTS/probes/*.safetensors, or RESULTS.")
     journal = path.parent.parent / RESULTS_NAME
     found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
     if not found:
-        raise UserError(f"{journal} contains no record of {path.name}, so its encoder and layers are not known.")
+        raise UserError(f"{journal} has no record of {path.name}, which names its encoder and layers; put it back.")
     return found[0]
 
 
 def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
-    """The fitted probe of a record that was read from disk; a `UserError` if it or features it needs are missing."""
+    """The fitted probe of a record, read from disk; `UserError` if its file or features it needs are missing."""
     folder = record.folder or Path()
 
     def read_rows(positions: np.ndarray) -> np.ndarray:
@@ -68,13 +68,13 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
-    """The arguments of `load_encoder` for a record's encoder: its name, and options from its provenance.
+    """The arguments of `load_encoder` for a record's encoder: its name, and its options from the provenance.
 
     Raises
     ------
     UserError
-        The provenance does not identify the encoder: one of Hugging Face's, timm's, random weights, or a run that was
-        moved.
+        The provenance does not identify the encoder: it is from Hugging Face or timm, has random weights, or is a run
+        that was moved.
     """
     about, kind = record.encoder, str(record.encoder.get("kind"))
     known = kind in _SOURCES and mismatch(about, _SOURCES[kind]) is None
@@ -84,22 +84,22 @@ def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
         options = {"norm": about["norm"] != "none"}
         return f"igpt:{about['checkpoint']}", options | ({"masked": False} if about["input"] == "all pixels" else {})
     raise UserError(
-        f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) is now; give it "
+        f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) is; give it "
         "with --encoder, as in `probekit extract`."
     )
 
 
 def layer_index(layer: str, layers: Sequence[str]) -> int:
-    """Which of an encoder's layers a feature file calls `layer`: by its name, or by the part after the number."""
+    """The encoder's layer that a feature file calls `layer`, by the whole name or the part after the number."""
     plain = [name.replace("/", ".") for name in layers]
     for name in (layer, layer.partition("_")[2]):
         if name in plain:
             return plain.index(name)
-    raise UserError(f"The encoder has no layer {layer}, which the probe reads; it has {', '.join(layers)}.")
+    raise UserError(f"The probe reads layer {layer}, but the encoder has {', '.join(layers)}; give its own encoder.")
 
 
 def list_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files from files and folders (searched through), in order; a `UserError` where there are none."""
+    """Image files among files and in folders (recursively), in order; `UserError` if there are none."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -109,7 +109,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise UserError(f"{path} does not exist; give image files or folders.")
     if not found:
-        raise UserError(f"There is no image file ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}.")
+        raise UserError(f"No image files in {', '.join(map(str, paths))}; give files ending in {', '.join(SUFFIXES)}.")
     return found
 
 
@@ -119,20 +119,19 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
 
     Parameters
     ----------
-    record : of a probe that a sweep or concatenation made (see `find_record`)
-    images : image files or folders; they are decoded (`--exif`, `--value-range`) as those of the features were
-    encoder : the one whose features the probe was fitted on; its provenance is compared with the record's
+    record : of a probe fitted by `sweep` or `concat` (see `find_record`)
+    images : image files or folders; decoded (`--exif`, `--value-range`) as the images of the features were
+    encoder : the encoder whose features the probe was fitted on; its provenance is compared with the record's
 
     Returns
     -------
     DataFrame
-        image, class (the label's number as in the data set), name (its name; left out where none is known),
-        probability.
+        image, class (label as in the data set), name (of the class; omitted if unknown), probability.
 
     Raises
     ------
     UserError
-        The encoder is another one, or an image cannot be decoded.
+        The encoder differs from the record's, or an image cannot be decoded.
     """
     import pandas as pd
 
@@ -142,7 +141,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     given = content(encoder.provenance)
     other = list(differences(known, {key: given.get(key) for key in known}))
     if other:
-        raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
+        raise UserError(f"The probe was fitted on another encoder ({'; '.join(other[:3])}); give that one.")
     columns = [layer_index(layer, encoder.layers) for layer in record.layers]
     fitted = load_fitted(record)
     how = Decoding.from_dict(record.dataset.get("decoding") or {})

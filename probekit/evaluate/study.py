@@ -1,7 +1,7 @@
-"""`study`: extract, sweep, concatenate layers, probe the controls, report, for encoders and data sets; resumable.
+"""`study`: extract, sweep, concatenate layers, probe controls, report, for several encoders and data sets; resumable.
 
-Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.jsonl`, `probes/` and `report/`; of several
-data sets each has its own folder, and the report covers them all.
+Files: `out/study.json` (settings of the study), `features/SERIES.h5`, `results.jsonl`, `probes/` and `report/`. Several
+data sets have a folder each, and one report covers them all.
 """
 
 import json
@@ -30,7 +30,7 @@ from probekit.runtime.escape import file_name, file_names
 from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
-PIXELS_AT_MOST = 32  # pixels per side: larger images have too many columns for a control
+PIXELS_AT_MOST = 32  # pixels per side; larger images have too many columns for a control
 Progress = Callable[[str, str, int, int], Any]
 
 
@@ -58,33 +58,33 @@ def study(
 ) -> Results:
     """Measure encoders on data sets: features of every layer, probes of single and concatenated layers, a report.
 
-    Raw pixels and the same architectures with random weights are probed for comparison. The same call again resumes
-    after an interruption; when everything is there, only the report is drawn again.
+    Raw pixels and the same architectures with random weights are probed for comparison. Repeat the call to resume after
+    an interruption; if everything is complete, only the report is written again.
 
     Parameters
     ----------
     encoders : Encoder, str, sequence of them, or mapping from name to them or lists of them
         igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...; the
         options of `load_encoder` follow a #, as in timm:NAME#pool=cls#layers=blocks.*. NAME=ENCODER names its curve.
-        Encoders of one NAME (in a mapping, a list of them) are pre-training runs of one model: one curve with mean and
-        interval.
+        Encoders with the same NAME (in a mapping, a list) are pre-training runs of one model, drawn as one curve with
+        mean and interval.
     datasets : Dataset, str, or sequence of them
         Names of `probekit datasets`, folders of images, or archives.
     out : str or Path
-        Folder for features, results and report; one that holds another study is refused.
+        Folder for features, results and report; it must not contain a different study.
     protocol : Protocol or str
         igpt, dinov2-45, clip-coarse-fine or kornblith.
     Cs : sequence of float
-        Penalties in place of the protocol's, as scikit-learn's C.
+        Penalties that replace the protocol's, in scikit-learn's convention for C.
     window : int or sequence of int
         Number of neighbouring layers concatenated around the best one; 0 concatenates none. Controls are not
         concatenated.
     greedy_width : int
-        Largest number of columns of the greedy choice; by default that of the widest window, 0 for no greedy choice.
+        Maximum number of columns of the greedy choice; by default that of the widest window; 0 disables it.
     controls : bool
         Also probe raw pixels, and the same architectures with random weights.
     limit : int
-        At most this many images of each split, classes in proportion.
+        At most this many images of each split, keeping the class proportions.
     seeds : int or sequence of int
         Number of repetitions, as in `sweep`.
     root : str or Path
@@ -100,22 +100,22 @@ def study(
     dtype : str
         Precision of the solver; by default that of `sweep`.
     tests : sequence of str, or mapping from name to data set
-        Further test sets, NAME=DATASET, for example fog=CIFAR-10-C#corruption=fog. The same probes are tested on them;
-        they take no part in any choice. Each has curves and verdicts beside those of the data set's own test rows.
+        Further test sets, NAME=DATASET, for example fog=CIFAR-10-C#corruption=fog. The same probes are tested on them,
+        and they are not used for any choice. Each gets curves and verdicts like the data set's own test rows.
     checks : sequence of str
-        Other kinds of probes of every layer, each a curve beside the protocol's: knn, ridge, class-mean.
+        Further kinds of probes for every layer, each with its own curve: knn, ridge, class-mean.
     progress : callable
-        Called with (stage, unit that is counted, number done, number in all).
+        Called with (stage, unit, number done, total).
 
     Returns
     -------
     Results
-        All records, of all data sets. The page is `out/report/index.html`.
+        All records of all data sets. The report is `out/report/index.html`.
 
     Raises
     ------
     UserError
-        Names that are equal, another study in `out`, or whatever `extract`, `sweep` or `concat` refuse.
+        Names are not unique, `out` contains a different study, or `extract`, `sweep` or `concat` raised it.
     """
     out = Path(out)
     check_at_least(limit=(limit, 1), batch_size=(batch_size, 1), workers=(workers, 0), greedy_width=(greedy_width, 0))
@@ -136,7 +136,7 @@ def study(
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     folders = _folders(loaded, out)
     settled = resolve_protocol(protocol, Cs)
-    flags = {  # as the command line has them, so that `--config study.json` reads them
+    flags = {  # in the form of the command line, so that `--config study.json` can read them
         "encoders": {name: _described(*own) for name, own in series.items()},
         "on": [_asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)],
         "protocol": settled.name.rstrip("*"),
@@ -166,7 +166,7 @@ def study(
         for (name, encoder), stem in zip(here.items(), file_names([*here]), strict=True):
             show = partial(show_stage, f"extract {name}", "images")
             stores[name] = extract(encoder, data, folder / "features" / f"{stem}.h5", progress=show, **how)
-            _open(out, settings)  # another study may have begun at the same moment
+            _open(out, settings)  # another process may have started a different study at the same time
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
@@ -181,10 +181,10 @@ def study(
 
 
 def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, device: str = "cpu") -> dict[str, Any]:
-    """Raw pixels, and random weights of each architecture whose spec allows it: name -> encoder.
+    """Raw pixels, and each architecture with random weights if its spec allows it: name -> encoder.
 
-    `series` has the (spec, encoder) under study by name; a control that is among them is not made again. Raw pixels
-    have the side of the images of `data`, but at most that of the encoders' input or 32.
+    `series` maps names to the (spec, encoder) under study; controls among them are not repeated. Raw pixels have the
+    size of the images of `data`, limited to that of the encoders' input or 32.
     """
     kinds = {encoder.provenance.get("kind") for _, encoder in series.values()}
     made: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, devic
     seen: set[str] = set()
     for name, spec in random.items():
         encoder = load_as(spec, "random" if len(random) == 1 else f"random {name}", device, data)
-        # two checkpoints of one run have the same untrained network
+        # checkpoints of one run share the same untrained network
         same = json.dumps([encoder.provenance.get(key) for key in ("weights_hash", "palette_hash", "preparation")])
         if same not in seen:
             made[encoder.provenance["name"]] = encoder
@@ -206,7 +206,7 @@ def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, devic
 
 
 def random_spec(spec: Any) -> str | None:
-    """The spec of the same architecture with random weights, or None where there is no such form."""
+    """The spec of the same architecture with random weights, or None if there is no such spec."""
     scheme, colon, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if not colon:
         return None
@@ -214,21 +214,21 @@ def random_spec(spec: Any) -> str | None:
 
 
 def load_as(spec: Any, name: str | None, device: str, data: Dataset) -> Any:
-    """An encoder from its spec, with the given series name (None: its own); an encoder object is kept as it is."""
+    """An encoder from its spec, with the given series name (None: its own); encoder objects are returned as is."""
     if not isinstance(spec, str) and hasattr(spec, "layers"):
         return load_encoder(spec, name=name)
     return load_encoder(spec, name=name, device=device, data=data)
 
 
 def _asked_for(given: Any, data: Dataset) -> str:
-    """A data set as `--on` and `--test` take it: its path, or with its options where these were written."""
+    """A data set in the form of `--on` and `--test`: its path, followed by any options."""
     return given if isinstance(given, str) and "#" in given else str(data.provenance.get("path", data.name))
 
 
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
     """Write study.json, also over that of a study which failed before its first features; refuse another study."""
     begun = any(out.glob("features/*.h5")) or any(out.glob("*/features/*.h5"))
-    claim(out / SETTINGS_NAME, settings, lambda _: begun, "a study")
+    claim(out / SETTINGS_NAME, settings, lambda there: bool(there) and begun, "a study")
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -238,8 +238,8 @@ def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         if names.count(name) > 1:
             written = loaded[0][0] if isinstance(loaded[0][0], str) else "ENCODER"
             raise UserError(
-                f"Two encoders are called {name!r}: give each its own name, as in 'first={written}', or, if they are "
-                "pre-training runs of one model, give them one name as in NAME=ENCODER."
+                f"Two encoders are called {name!r}; give each a name, as in 'first={written}', or, if they are "
+                "pre-training runs of one model, give both the same name as in NAME=ENCODER."
             )
     return dict(zip(names, loaded, strict=True))
 
@@ -249,35 +249,35 @@ def _described(spec: Any, encoder: Any) -> str:
 
 
 def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path]]:
-    """The folder of each data set's features and results: `out` itself if there is one data set."""
+    """The folder of each data set's features and results: `out` itself for a single data set."""
     if len(datasets) == 1:
         return [(datasets[0], out)]
     slugs = [file_name(data.name) for data in datasets]
     taken = ["", "report", *(slug.casefold() for slug in slugs)]
     for slug in slugs:
         if taken.count(slug.casefold()) > 1:
-            raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
+            raise UserError(f"Data set name {slug!r} cannot be used for a folder; rename that data set.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
 
 
 def _listed(given: Any) -> list[Any]:
-    # a tuple of arrays is one data set
+    # a tuple of arrays is a single data set
     several = isinstance(given, list) or (isinstance(given, tuple) and all(not hasattr(x, "shape") for x in given))
     items = list(given) if several else [given]
     if not items:
-        raise UserError("A study needs at least one encoder and one data set; name them.")
+        raise UserError("A study needs at least one encoder and one data set; give both.")
     return items
 
 
 def _named(encoders: Any) -> list[tuple[str | None, Any]]:
-    """Pairs of the given name (None: the encoder's own) and the spec; encoders of one name are its runs."""
+    """Pairs of given name (None: the encoder's own) and spec; encoders with the same name are runs of one model."""
     pairs: list[tuple[str | None, Any]] = []
     if isinstance(encoders, Mapping):
         several = {str(name): own if isinstance(own, list | tuple) else [own] for name, own in encoders.items()}
         pairs = [(name, spec) for name, own in several.items() for spec in own]
     else:
         for spec in _listed(encoders):
-            # a name has no colon and no slash, so that "igpt:runs/a=b" stays a path
+            # names have no colon or slash, so that "igpt:runs/a=b" remains a path
             match = re.fullmatch(r"([\w .,@+-]+)=(.+)", spec) if isinstance(spec, str) else None
             pairs.append((match[1], match[2]) if match else (None, spec))
     names = [name for name, _ in pairs]

@@ -8,7 +8,7 @@ from probekit.probes.probe import PROBES, FittedProbe, Probe
 from probekit.selection.protocol import PROTOCOLS, Protocol, get_protocol
 from probekit.solver.path import ProbePath, fit_path
 
-# a module of this folder that defines a `Probe` is all that a new kind needs
+# a new kind of probe is a module in this folder that defines a `Probe`
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 

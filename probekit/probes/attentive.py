@@ -1,4 +1,4 @@
-"""The attentive probe (AIM's): a learned query attends over an image's tokens, a linear head classifies the result.
+"""The attentive probe of AIM: a learned query attends over an image's tokens, and a linear head classifies the result.
 
 N images, T tokens, D features, H heads, K classes.
 """
@@ -21,11 +21,11 @@ from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, SGDConfig
 from probekit.solver.objective import log_probabilities
 
-PREFIX = "attentive."  # of the module's arrays in a probe file
+PREFIX = "attentive."  # prefix of the module's arrays in a probe file
 
 
 class AttentivePool(nn.Module):
-    """Attention of one learned query a head over tokens; keys and values are linear maps of normalised tokens.
+    """Attention of one learned query per head over tokens; keys and values are linear maps of normalised tokens.
 
     `width` is D, divisible by `n_heads`.
     """
@@ -33,7 +33,7 @@ class AttentivePool(nn.Module):
     def __init__(self, width: int, n_heads: int, n_classes: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        # as in AIM, without a learned scale, which weight decay would shrink
+        # without a learned scale, as in AIM, because weight decay would shrink it
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
@@ -53,7 +53,7 @@ class AttentivePool(nn.Module):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedAttentive(FittedProbe):
-    """A trained module; never marked as converged, because its problem is not convex.
+    """A trained module; never marked as converged, because its objective is not convex.
 
     Tokens are (N, T, D), or flat (N, T * D) as in a feature file.
     """
@@ -80,16 +80,16 @@ class FittedAttentive(FittedProbe):
 
 
 class AttentiveProbe(Probe):
-    """AIM's probe as a record: a module for every learning rate, the best retrained on the protocol's final rows.
+    """AIM's probe: one module per learning rate, of which the best is retrained on the protocol's final rows.
 
-    The module normalises its tokens itself, so the protocol's scaling and penalties do not apply.
+    The module normalises its tokens, so the protocol's scaling and penalties do not apply.
     """
 
     kind = "attentive"
     reads = "tokens"
     tunes = "lr"
     fitted = FittedAttentive
-    learning_rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # AIM too searches the rate for each model; the grid is ours
+    learning_rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # AIM also tunes the rate for each model; this grid is ours
     options: ClassVar[dict[str, Any]] = {"epochs": 20, "batch_size": 256, "weight_decay": 0.1}
     most_heads = 8
 
@@ -107,7 +107,7 @@ class AttentiveProbe(Probe):
         heads = max(h for h in range(1, self.most_heads + 1) if widths[0] % h == 0)
 
         def train(which: np.ndarray, rate: float) -> FittedAttentive:
-            drawn = np.repeat(which, split.weights[which].astype(int))  # a row drawn twice counts twice
+            drawn = np.repeat(which, split.weights[which].astype(int))  # repeat rows by their bootstrap counts
             own = {**self.options, "n_heads": heads, "seed": split.seed, "device": settings.device}
             return fit_attentive(tokens[drawn], split.y[drawn], learning_rate=rate, **own)
 
@@ -143,29 +143,29 @@ def fit_attentive(
     seed: int = 0,
     device: str = "cpu",
 ) -> FittedAttentive:
-    """Train by AdamW with a cosine to zero; choose its settings on held-out rows, as with any probe.
+    """Train with AdamW and a cosine schedule to zero; choose its settings on held-out rows, as for any probe.
 
     Parameters
     ----------
-    tokens : (N, T, D) features of every position, an array (a memory map is read a batch at a time) or tensor
+    tokens : (N, T, D) features of every position, as a tensor or an array (a memory map is read in batches)
     y : (N,) labels
     n_heads : must divide D
-    epochs, batch_size, learning_rate, weight_decay : ours; AIM searches the rate for each model
-    seed : of the first weights and of the order of rows, the only randomness
+    epochs, batch_size, learning_rate, weight_decay : our defaults; AIM tunes the learning rate for each model
+    seed : seed of the initial weights and the order of rows
 
     Raises
     ------
     UserError
-        Tokens are not (N, T, D) with a label each, or the heads do not divide D.
+        Tokens are not (N, T, D) with one label per image, or `n_heads` does not divide D.
     """
     labels = np.asarray(y)
     shape = np.shape(tokens)
     if len(shape) != 3 or len(labels) != shape[0] or len(labels) < 2:
         raise UserError(
-            f"tokens must be (images, tokens, features) with a label each, but are {shape} with {len(labels)} labels."
+            f"tokens have shape {shape} and {len(labels)} labels; give (images, tokens, features), one label per image."
         )
     if shape[2] % n_heads:
-        raise UserError(f"{n_heads} heads do not divide {shape[2]} features; give n_heads that does.")
+        raise UserError(f"n_heads = {n_heads} does not divide {shape[2]} features; give a divisor.")
     classes, columns = np.unique(labels, return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
     module = AttentivePool(shape[2], n_heads, len(classes))

@@ -1,6 +1,6 @@
-"""Nearest class mean, as SimpleShot does it: features centred and scaled to unit length, then the nearest mean.
+"""Nearest class mean as in SimpleShot: features are centred and scaled to unit length, then the nearest mean wins.
 
-It fits class means alone, so one row per class is enough. N rows, D columns, K classes.
+Only class means are fitted, so one row per class is enough. N rows, D columns, K classes.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from probekit.selection.choose_C import Array, FitSettings, HeldOut, cross_valid
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 
-# of the squared distance inside the softmax: probabilities depend on it, the nearest mean does not
+# scales of the squared distance in the softmax, which change the probabilities but not the predictions
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-ONE_ROW_SCALE = 8.0  # where a class has a single row, so that none can be held out to choose the scale
+ONE_ROW_SCALE = 8.0  # if a class has a single row, so that no row can be held out to choose the scale
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

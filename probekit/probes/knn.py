@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine similarity, votes weighted as DINO's: nothing is fitted.
+"""k nearest neighbours by cosine similarity with DINO's weighted votes.
 
 N training rows, M queries, D features, K classes, n_k neighbourhood sizes.
 """
@@ -20,15 +20,15 @@ from probekit.solver.cuml_backend import nearest_by_cuml
 
 KS = (10, 20, 100, 200)  # DINO's
 TEMPERATURE = 0.07
-LEAST_SHARE = 1e-12  # of the votes, so that the logarithm of a class without votes is finite
-_BLOCK = 1 << 24  # similarities held at once
+LEAST_SHARE = 1e-12  # lower bound of a class's share of the votes, so that its logarithm is finite
+_BLOCK = 1 << 24  # maximum number of similarities in memory
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedKNN(FittedProbe):
-    """The training features (N, D) of which `k` (1,) vote, with `columns` (N,), their classes, and `weights` (N,).
+    """Training features (N, D) whose nearest `k` (1,) vote, with classes `columns` (N,) and `weights` (N,).
 
-    The file stores their `positions` (N,) among train and val joined, not the features.
+    The file stores their `positions` (N,) in train and val concatenated, not the features.
     """
 
     k: np.ndarray
@@ -81,9 +81,9 @@ class KNNProbe(Probe):
             columns=columns[use],
             weights=split.weights[use],
             device=settings.device,
-            selection=replace(selection, grid_ends=None),  # the end of the grid is no sign that it is too narrow
+            selection=replace(selection, grid_ends=None),  # a best value at its end does not make the grid too narrow
             certificate=EXACT,
-            # a row is its own nearest neighbour, so the held-out accuracy is reported instead
+            # the held-out accuracy, because every training row is its own nearest neighbour
             train_accuracy=float(selection.accuracy[selection.index]),
             search_info={"rule": f"{k} nearest neighbours", "k": k},
         )
@@ -113,9 +113,9 @@ def _votes(
     train: torch.Tensor, columns: np.ndarray, weights: np.ndarray, asked: torch.Tensor,
     ks: Sequence[int] | NDArray[Any], temperature: float = TEMPERATURE, backend: str = "torch",
 ) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Blocks (n_k, m, K) of what `knn_proba` returns, of rows at unit length on a device.
+    """Yield the result of `knn_proba` in blocks (n_k, m, K), for rows of unit length on a device.
 
-    With the cuml backend neighbours are cuML's; they differ where similarities tie.
+    The cuml backend finds the neighbours with cuML, which may differ if similarities tie.
     """
     labels, weight = to_device(columns, train.device), to_device(weights, train.device)
     n_classes, most = int(columns.max()) + 1, min(max(ks), len(columns))

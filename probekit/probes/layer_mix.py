@@ -1,4 +1,4 @@
-"""A learned mix of layers: one linear probe on a softmax-weighted sum of them, as SUPERB's probes of speech models do.
+"""A learned mix of layers: one linear probe on their softmax-weighted sum, as SUPERB probes speech models.
 
 L layers of one width D, N rows, K classes.
 """
@@ -34,7 +34,7 @@ class LayerMixProbe(Probe):
         self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedLinear:
         if len(set(widths)) != 1:
-            raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
+            raise UserError(f"A mix needs layers of equal width, but they have {', '.join(map(str, widths))} columns.")
         Z, shift, scale = standardized(X, split, protocol, settings.device)
         layers_LND = Z.view(len(Z), len(widths), widths[0]).transpose(0, 1)
         options: dict[str, Any] = {"tol": protocol.tol, "backend": settings.backend, "device": settings.device}
@@ -70,10 +70,10 @@ class LayerMixProbe(Probe):
 
 @dataclass(frozen=True, eq=False)
 class LayerMix:
-    """A fitted mix: shares of the layers (L,), and the certified probe of the mix, one penalty, exact for these shares.
+    """A fitted mix: weights of the layers (L,), and a probe with one penalty that is certified for these weights.
 
-    `mix_gradient` is max|gradient| of the objective with respect to the shares' logits: the problem is not convex, so
-    it shows a stationary point, not the best one.
+    `mix_gradient` is max|gradient| of the objective with respect to the logits of the weights. The problem is not
+    convex, so a small value indicates a stationary point, not the optimum.
     """
 
     weights: Array
@@ -92,7 +92,7 @@ class LayerMix:
 def fit_layer_mix(
     layers_LND: Any, y: np.ndarray, C: float, weights: Array, device: str = "cpu", **options: Any
 ) -> LayerMix:
-    """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal shares.
+    """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal weights.
 
     All are fitted together by L-BFGS in float64; then W and b are solved exactly for that mix and certified, with the
     `options` of `fit_path`. Standardise the layers first if their scales differ; y (N,) are labels, weights (N,).
@@ -107,7 +107,7 @@ def fit_layer_mix(
     logits_L, coef, intercept = (x_LND.new_zeros(shape).requires_grad_() for shape in shapes)
 
     def objective() -> torch.Tensor:
-        # scores of every layer first: L products of (N, D) with W, then a sum over layers, cheaper than mixing features
+        # summing the scores of the layers, L products of (N, D) with W, is cheaper than mixing features
         scores = torch.einsum("l,lnr->nr", logits_L.softmax(dim=0), x_LND @ coef.T) + intercept
         if n_rows == 1:
             losses = torch.nn.functional.softplus(torch.where(target == 1, -scores[:, 0], scores[:, 0]))

@@ -1,4 +1,4 @@
-"""`LinearProbe` and `LinearProbeCV`: the path solver as scikit-learn classifiers, each fit with its certificate."""
+"""`LinearProbe` and `LinearProbeCV`: scikit-learn classifiers on top of the path solver, with certificates."""
 
 import json
 import numbers
@@ -50,7 +50,7 @@ Positions = NDArray[np.int64]
 
 
 class _Probe(ClassifierMixin, BaseEstimator):
-    """What a single and a cross-validated probe share once they hold `coef_` and `intercept_`."""
+    """Prediction methods shared by both estimators, given `coef_` and `intercept_`."""
 
     classes_: NDArray[Any]
     coef_: Array
@@ -58,7 +58,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
     certificate_: dict[str, Any]
 
     def _read(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[Any, NDArray[Any], Array, Array]:
-        """Checked features, labels, weights, and weights with class weights multiplied in."""
+        """Checked features, labels, weights, and weights multiplied by the class weights."""
         features = read_features(X)
         y = read_labels(_column(y), features.shape[0])
         weights = read_weights(sample_weight, len(y))
@@ -68,7 +68,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
         return fit_path(X, y, Cs, sample_weight=weights, **self._settings())
 
     def _take(self, path: ProbePath, index: int, names: Any) -> None:
-        """Keep one fit of a path on features of these names, or of none."""
+        """Store one fit of a path as fitted attributes."""
         certificate = {name: values[index].item() for name, values in path.certificates.items()}
         arrays = path.coef[index].copy(), path.intercept[index].copy(), path.classes
         self._keep(*arrays, certificate, bool(path.converged[index]), path.solver_version, names)
@@ -90,7 +90,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
         return {name: getattr(self, name) for name in names}
 
     def decision_function(self, X: Any) -> Array:
-        """Scores (N, K), or (N,) for two classes: positive means the second class."""
+        """Scores (N, K), or (N,) for two classes, where a positive score means the second class."""
         check_is_fitted(self)
         features = read_finite(X)
         validate_data(self, X, reset=False, skip_check_array=True)
@@ -103,7 +103,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Share of rows, by weight, that `predict` gives their own label."""
+        """Weighted accuracy of `predict`."""
         predicted = self.predict(X)
         labels = read_known_labels(_column(y), len(predicted), self.classes_)
         return float(np.average(predicted == labels, weights=read_weights(sample_weight, len(labels))))
@@ -181,25 +181,23 @@ class LinearProbe(_Probe):
 
     def _penalty(self) -> float:
         if np.ndim(self.C):
-            raise UserError(
-                f"C must be one positive number, but got {short(self.C)}; LinearProbeCV chooses among several."
-            )
+            raise UserError(f"C must be one positive number, but got {short(self.C)}; use LinearProbeCV for several.")
         return float(read_penalties(self.C, "C")[0])
 
     @classmethod
     def from_path(cls, path: ProbePath, index: int) -> "LinearProbe":
-        """The fitted probe of penalty number `index` of a path, with the path's settings."""
+        """The fitted probe for penalty `index` of a path, with the path's settings."""
         probe = cls(C=float(path.Cs[index]), backend=path.backend, **path.settings)
         probe._take(path, index, path.feature_names)
         return probe
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write parameters, weights and certificate as one safetensors file, whole or not at all."""
+        """Write parameters, coefficients and certificate to one safetensors file, atomically."""
         check_is_fitted(self)
         arrays = {"coef": np.ascontiguousarray(self.coef_), "intercept": np.ascontiguousarray(self.intercept_)}
         params = self.get_params() | {"C": self._penalty()}
-        if isinstance(self.class_weight, dict):  # JSON would turn its keys into text
+        if isinstance(self.class_weight, dict):  # JSON keys are text, so store the items
             params["class_weight"] = [[label, float(weight)] for label, weight in self.class_weight.items()]
         facts = {
             "params": params,
@@ -211,7 +209,7 @@ class LinearProbe(_Probe):
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
         }
         text = json.dumps(facts, default=_plain)
-        parse_json(text, f"The description for {path}", _FACTS)  # nothing is written that `load` would refuse
+        parse_json(text, f"The description for {path}", _FACTS)  # check that `load` accepts what is written
         metadata = {**_FORMAT, "probe": text}
         write_bytes(path, save(arrays, metadata=metadata))
 
@@ -223,11 +221,11 @@ class LinearProbe(_Probe):
         Raises
         ------
         UserError
-            The file is not a probe written by `save`.
+            The file was not written by `save`.
         """
         not_ours = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
         try:
-            open_regular(path).close()  # a pipe or a device would be waited for
+            open_regular(path).close()  # opening a pipe or a device could block
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if _FORMAT.items() - metadata.items():
@@ -261,22 +259,22 @@ class LinearProbe(_Probe):
 class LinearProbeCV(_Probe):
     """A probe whose C is chosen on held-out rows, then refitted on all rows with the same C.
 
-    Highest mean held-out accuracy wins; ties (up to rounding) go to the lower mean log-loss, then to the smaller C.
-    Both are weighted by `sample_weight`: rows of weight zero count as removed, in training and held out. Fits that did
-    not converge are not chosen while a converged one is left.
+    The highest mean held-out accuracy wins; ties (up to rounding) go to the lower mean log-loss, then the smaller C.
+    Both are weighted by `sample_weight`, and rows of weight zero are ignored in training and validation. Fits that did
+    not converge are chosen only if none converged.
 
     Parameters
     ----------
     Cs : penalties to choose from; None for np.logspace(-6, 5, 45)
-    cv : int, stratified folds, at most as many as the rarest class has rows; a fraction in (0, 1), one stratified
-        hold-out; a scikit-learn splitter or an iterable of (training, held-out) positions. Folds and hold-out keep
-        groups together where `fit` is given them
-    random_state : seed of folds and hold-out; an integer, a `numpy.random.RandomState` or None, as scikit-learn's
+    cv : int, number of stratified folds, reduced to the number of rows of the rarest class; a fraction in (0, 1) for
+        one stratified hold-out; a scikit-learn splitter; or an iterable of (training, held-out) positions. Folds and
+        hold-out keep groups together if `fit` gets them
+    random_state : seed of folds and hold-out; an integer, a `numpy.random.RandomState` or None, as in scikit-learn
     standardize, tol, max_iter, class_weight, backend, device, dtype, fit_intercept : see `LinearProbe`
 
     Attributes
     ----------
-    C_, index_ : the choice; at_grid_edge_ : whether it is the first or last of Cs (widen the grid then)
+    C_, index_ : the chosen C; at_grid_edge_ : whether it is the first or last of Cs (if so, widen the grid)
     accuracies_, log_losses_ (folds, n_C); the refit's coef_, intercept_, converged_, certificate_ as in `LinearProbe`
     """
 
@@ -308,13 +306,13 @@ class LinearProbeCV(_Probe):
         self.fit_intercept = fit_intercept
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
-        """Choose C, then fit on features (N, D) and labels (N,); rows of one group (N,) are held out together."""
+        """Choose C, then fit on features (N, D) and labels (N,); rows of the same group (N,) are held out together."""
         Cs = self._penalties()
         features, y, weights, balanced = self._read(X, y, sample_weight)
         if len(np.unique(y)) < 2:
-            raise UserError(f"y contains one class only ({y[:1].tolist()[0]!r}); a probe needs at least two classes.")
+            raise UserError(f"y contains only one class ({y[:1].tolist()[0]!r}); a probe needs at least two classes.")
         if not isinstance(features, (np.ndarray, torch.Tensor)):
-            features = np.asarray(features[:])  # a source need not know rows by their positions; folds hold most of it
+            features = np.asarray(features[:])  # a source may not support index arrays; folds need most rows anyway
         check_finite(features)  # here, where rows have their own numbers, and not within a fold
 
         def fit_and_score(grid: Array, train: Positions, held: Positions) -> HeldOut:
@@ -342,22 +340,22 @@ class LinearProbeCV(_Probe):
         return np.unique(read_penalties(self.Cs))
 
     def _rounds(self, y: NDArray[Any], weights: Array, groups: ArrayLike | None) -> list[tuple[Positions, Positions]]:
-        """Positions of the rows to fit and to hold out in each round, those of weight zero left out."""
+        """Positions of the rows to fit and to hold out in each round, without rows of weight zero."""
         if groups is not None:
             groups = read_labels(groups, len(y), "groups")
-        column = np.unique(y, return_inverse=True)[1]  # splitters refuse labels that are objects
+        column = np.unique(y, return_inverse=True)[1]  # splitters reject labels of dtype object
         splitter = _splitter(self.cv, column, self.random_state, grouped=groups is not None)
         try:
             pairs = list(splitter.split(np.zeros(len(y)), column, groups))
             rounds = [(_positions(train, weights), _positions(held, weights)) for train, held in pairs]
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"cv = {short(self.cv)} cannot split these rows ({first_line(error)}); give another."
+                f"cv = {short(self.cv)} cannot split these rows ({first_line(error)}); give a different cv."
             ) from error
         rounds = [(train, held) for train, held in rounds if len(held)]
         if not rounds or any(len(np.unique(y[train])) < 2 for train, _ in rounds):
             raise UserError(
-                f"cv = {short(self.cv)} leaves a round without held-out rows, or without two classes to fit; "
+                f"cv = {short(self.cv)} gives a round without held-out rows or without two training classes; "
                 "give fewer folds, a fraction or a splitter."
             )
         return rounds
@@ -380,7 +378,7 @@ class LinearProbeCV(_Probe):
 
 
 def _splitter(cv: Any, y: NDArray[Any], seed: Any, grouped: bool) -> Any:
-    """What splits rows with labels y into rounds."""
+    """The splitter, or iterable of splits, for rows with labels y."""
     refused = UserError(
         "cv must be an integer of at least 2 (folds), a fraction between 0 and 1 (held out), a splitter or an iterable "
         f"of (training, held-out) positions, but got {short(cv)}."
@@ -402,7 +400,7 @@ def _splitter(cv: Any, y: NDArray[Any], seed: Any, grouped: bool) -> Any:
         folds = min(int(cv), int(np.unique(y, return_counts=True)[1].min()))
         if folds < 2:
             raise UserError(
-                "some class has one row only, so no fold can hold it out; give cv a fraction or a splitter."
+                "a class has only one row, so folds cannot hold it out; set cv to a fraction or a splitter."
             )
         made = StratifiedGroupKFold if grouped else StratifiedKFold
         return made(folds, shuffle=True, random_state=seed)
@@ -415,17 +413,17 @@ def _splitter(cv: Any, y: NDArray[Any], seed: Any, grouped: bool) -> Any:
         raise refused
     try:
         return check_cv(cv, y, classifier=True)
-    except TypeError:  # an array of one number
+    except TypeError:  # a zero-dimensional or one-element array
         raise refused from None
 
 
 def _positions(part: Any, weights: Array) -> Positions:
-    """Positions, of positions or a mask, of the rows that have a weight."""
+    """Positions of the rows with nonzero weight, given positions or a mask."""
     part, n_rows = np.asarray(part), len(weights)
     if part.dtype == bool and part.shape == (n_rows,):
         part = np.flatnonzero(part)
     if part.ndim != 1 or (len(part) and part.dtype.kind not in "iu"):
-        raise ValueError(f"a part of shape {part.shape} and type {part.dtype} is neither positions nor a mask")
+        raise ValueError(f"a split of shape {part.shape} and dtype {part.dtype} is neither positions nor a mask")
     if len(part) and not (-n_rows <= part.min() and part.max() < n_rows):
         raise ValueError(f"position {part.max()} is beyond {n_rows} rows")
     part = part.astype(np.int64) % n_rows
@@ -433,7 +431,7 @@ def _positions(part: Any, weights: Array) -> Positions:
 
 
 def _held_out(path: ProbePath, X: Any, y: NDArray[Any], weights: Array) -> HeldOut:
-    """Scores on held-out rows; a class that no training row had counts as an error and has no log-loss."""
+    """Scores on held-out rows; rows of a class absent from training count as errors and have no log-loss."""
     columns = label_index(y, path.classes)
     known = columns >= 0
     correct, loss = np.zeros(len(path)), np.zeros(len(path))
@@ -445,8 +443,8 @@ def _held_out(path: ProbePath, X: Any, y: NDArray[Any], weights: Array) -> HeldO
 
 
 def _column(y: Any) -> Any:
-    """Labels given as one column, flat, with scikit-learn's warning."""
-    nested = getattr(y, "is_nested", False)  # such a tensor has no shape
+    """Labels given as a column vector, flattened with scikit-learn's warning."""
+    nested = getattr(y, "is_nested", False)  # a nested tensor has no shape
     if nested or getattr(y, "shape", ())[1:] != (1,) or hasattr(y, "nnz"):
         return y
     warnings.warn(
@@ -469,13 +467,13 @@ def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
         except (TypeError, ValueError) as error:
             raise UserError(f"class_weight = {short(class_weight)} cannot be used: {first_line(error)}.") from error
         if not np.isfinite(weight).all() or (weight < 0).any():
-            raise UserError(f"class_weight must hold finite non-negative weights, but got {short(class_weight)}.")
+            raise UserError(f"class_weight must contain finite non-negative weights, but got {short(class_weight)}.")
         return weight
     _, column = np.unique(y, return_inverse=True)
-    totals = np.bincount(column, weights)  # a class of weight zero counts as removed
+    totals = np.bincount(column, weights)  # rows of a class of weight zero are ignored
     return (weights.sum() / ((totals > 0).sum() * np.where(totals > 0, totals, np.inf)))[column]
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as JSON's own kind, and another object, such as a device, by its name."""
+    """Convert a NumPy scalar to a Python one for JSON, and any other object, such as a device, to text."""
     return value.item() if isinstance(value, np.generic) else str(value)

@@ -1,7 +1,7 @@
 """Multinomial logistic regression, C chosen on held-out rows, certified: plain, or with a penalty for each layer.
 
 `1/2 sum_g ||W_g||^2 / gamma_g^2 + C sum_i ce_i`, with a penalty for each layer, is the plain problem on columns
-multiplied by gamma_g, so that every solver solves it exactly; only the gammas must be searched for, on held-out rows.
+multiplied by gamma_g, so every solver can solve it exactly; only the gammas need a search, on held-out rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from probekit.solver.path import ProbePath
 
 
 class LogisticProbe(Probe):
-    """A path of penalties a round, then the chosen C refitted with its standardiser computed anew."""
+    """A path of penalties per round, then a refit with the chosen C and a new standardiser."""
 
     kind = "linear"
     streams = True
@@ -56,9 +56,10 @@ def certificate_of(path: ProbePath) -> dict[str, Any]:
 
 
 class BandedProbe(Probe):
-    """One penalty a layer: factors searched on a subsampled grid of C, then the whole grid with the best factors.
+    """One penalty per layer: factors searched on a subsampled grid of C, then the whole grid with the best factors.
 
-    Columns are standardised (under protocols that do) by all training rows at once, so that the factors stay the same.
+    If the protocol standardises, columns are standardised by all training rows at once, so the factors keep their
+    meaning in every fold.
     """
 
     kind = "banded"
@@ -80,7 +81,7 @@ class BandedProbe(Probe):
         assert fitted.selection is not None
         coef = fitted.coef * spread(gammas, widths) / scale
         info = {
-            "rule": "one penalty a layer",
+            "rule": "one penalty per layer",
             "gammas": list(gammas),
             "C_by_layer": [fitted.selection.chosen * gamma**2 for gamma in gammas],
             "steps": [{"gammas": list(g), "score": value} for g, value in steps],
@@ -89,14 +90,14 @@ class BandedProbe(Probe):
 
 
 def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
-    """The factor of every column (sum of widths,) from the factor of every band."""
+    """The factor of every column (sum of widths,), given the factor of every band."""
     if len(gammas) != len(widths) or not all(0 <= gamma < np.inf for gamma in gammas):
-        raise UserError(f"{len(widths)} bands need as many finite factors of at least 0, but got {list(gammas)}.")
+        raise UserError(f"gammas are {list(gammas)}; give {len(widths)} finite non-negative factors, one per band.")
     return np.repeat(np.asarray(gammas, np.float64), widths)
 
 
 def search_gammas(n_bands: int, score: Callable[[tuple[float, ...]], float]) -> list[tuple[tuple[float, ...], float]]:
-    """Search for the bands' factors by a held-out score, a band at a time: stronger or weaker, coarse steps, then fine.
+    """Search for the factors of the bands by a held-out score, one band at a time, first in coarse, then in fine steps.
 
     Parameters
     ----------
@@ -105,10 +106,10 @@ def search_gammas(n_bands: int, score: Callable[[tuple[float, ...]], float]) -> 
     Returns
     -------
     list of (gammas, score)
-        The equal start and every step that gained.
+        The start with equal factors and every step that improved the score.
     """
     steps = [((1.0,) * n_bands, score((1.0,) * n_bands))]
-    for factor in (4.0, 2.0):  # with each, bands are gone through until none gains
+    for factor in (4.0, 2.0):  # per step size, cycle through the bands until none improves
         gained = True
         while gained:
             gained = False

@@ -1,7 +1,7 @@
-"""What a probe is: fitted on training rows, it predicts class probabilities and can be stored as arrays.
+"""Base classes of probes: a kind of probe, and a fitted probe, which predicts probabilities and is stored as arrays.
 
-A new kind is a subclass of `Probe` with a `kind` of its own; the runner, records and tables know it by `PROBES`. N
-rows, D columns, R coefficient rows (1 for two classes, else K), K classes.
+A new kind is a subclass of `Probe` with a new `kind`; runner, records and tables find it in `PROBES`. N rows, D
+columns, R coefficient rows (1 for two classes, else K), K classes.
 """
 
 from abc import ABC, abstractmethod
@@ -22,34 +22,34 @@ from probekit.solver.objective import log_probabilities
 
 
 class _Kinds(dict[str, type["Probe"]]):
-    """Kinds of probes by name; an unknown one is a `UserError`: a record may come from another installation."""
+    """Kinds of probes by name; `UserError` for unknown ones, because a record may come from another installation."""
 
     def __missing__(self, name: str) -> type["Probe"]:
-        raise UserError(f"There is no kind of probe {name[:100]!r} here; the kinds are {', '.join(self)}.")
+        raise UserError(f"Unknown kind of probe {name[:100]!r}; choose one of {', '.join(self)}.")
 
 
 PROBES: dict[str, type["Probe"]] = _Kinds()
-MOST_COLUMNS = 1 << 24  # of the row with which a probe is tried
+MOST_COLUMNS = 1 << 24  # seed of the row that a loaded probe is tested on
 EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
 
-ReadRows = Callable[[np.ndarray], np.ndarray]  # positions among train and val joined -> their features
+ReadRows = Callable[[np.ndarray], np.ndarray]  # positions in train and val concatenated -> their features
 FitAndScore = Callable[[np.ndarray, np.ndarray, np.ndarray], HeldOut]  # (grid, rows to fit, rows held out)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedProbe(ABC):
-    """A fitted probe; read back from its file it has no `selection`, `certificate` or `train_accuracy`.
+    """A fitted probe; `selection`, `certificate` and `train_accuracy` are not stored in its file.
 
-    The further fields of a subclass are arrays, and what its file stores.
+    Fields added by a subclass are arrays, which its file stores.
 
     Attributes
     ----------
     classes : (K,) labels in column order
     selection : how the value of the grid was chosen
     certificate : of the final fit: converged, n_iter, grad_rel, gap, stop_reason
-    train_accuracy : on the rows of the final fit
-    search_info : JSON, what the selection does not say about how the probe was chosen
-    device : where it predicts
+    train_accuracy : accuracy on the rows of the final fit
+    search_info : JSON about the choice of the probe that `selection` does not contain
+    device : device of predictions
     """
 
     classes: np.ndarray
@@ -65,16 +65,16 @@ class FittedProbe(ABC):
 
     @classmethod
     def stored(cls) -> list[str]:
-        """Names of the fields that are in its file."""
+        """Names of the fields stored in its file."""
         return [f.name for f in fields(cls) if f.name == "classes" or f not in fields(FittedProbe)]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` needs."""
+        """The arrays that `from_arrays` needs."""
         return {name: getattr(self, name) for name in self.stored()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        """The probe from its arrays; `read_rows` reads training features by their positions."""
+        """Create the probe from its arrays; `read_rows` reads training features by position."""
         own: dict[str, Any] = {name: arrays[name] for name in cls.stored()}
         return cls(**own, device=device)
 
@@ -100,12 +100,12 @@ class Probe(ABC):
     Attributes
     ----------
     kind : its name
-    reads : "layer" (one matrix, of one layer or of several concatenated), "layers" (several, distinguished by their
-        widths) or "tokens" (every token's features of a layer)
-    tunes : what the grid contains: "C", "k" or "lr"
+    reads : "layer" (the matrix of one layer or of several concatenated), "layers" (several layers, separated by their
+        widths) or "tokens" (features of every token of a layer)
+    tunes : the quantity in the grid: "C", "k" or "lr"
     fitted : the class of its fitted probes
-    streams : takes features that stay in their file, an array-like whose slices are read
-    shards : can be fitted by several processes, each with a share of the rows
+    streams : accepts features that are read from their file by slices
+    shards : can be fitted by several processes, each with some of the rows
     """
 
     kind: ClassVar[str]
@@ -129,11 +129,11 @@ class Probe(ABC):
             raise UserError(f"A {self.kind} probe needs penalties, but protocol {protocol.name} has none.")
 
     def version(self, settings: FitSettings) -> str:
-        """Version of what computes the fit; part of a record's key."""
+        """Version of the code that computes the fit; part of a record's key."""
         return settings.version
 
     def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
-        """Fits of one probe, for progress: the grid in every round, and the final one."""
+        """Number of fits of one probe, for progress: the grid in every round, and the final fit."""
         rounds = split.n_rounds(split.resolve_rule(protocol.selection))
         return rounds * (len(self.grid(protocol)) + 2 * protocol.refine) + 1
 
@@ -153,7 +153,7 @@ class Probe(ABC):
     def cross_validate(
         self, split: TrainingRows, protocol: Protocol, settings: FitSettings, fit_and_score: FitAndScore
     ) -> tuple[Selection, np.ndarray]:
-        """How the grid did on held-out rows, and the positions of the rows of the final fit."""
+        """Held-out scores of the grid, and the positions of the rows of the final fit."""
         rule = split.resolve_rule(protocol.selection)
         selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
         return selection, split.final(protocol.refit)
@@ -164,29 +164,28 @@ def restore(
 ) -> FittedProbe:
     """The fitted probe of a kind from the arrays of the file `where`.
 
-    Unless it reads tokens, it is tried on a row of `width` columns: arrays of wrong shapes fail here, not while images
-    are read.
+    Unless it reads tokens, it is tested on a row of `width` columns, so that arrays of wrong shapes raise here.
     """
     try:
         fitted = PROBES[kind].fitted.from_arrays(arrays, read_rows, device)
         if PROBES[kind].reads != "tokens":
             proba = fitted.predict_log_proba(np.ones((1, min(width, MOST_COLUMNS)), np.float32))
             if proba.shape != (1, len(fitted.classes)):
-                raise ValueError(f"it gives probabilities of shape {proba.shape} for {len(fitted.classes)} classes")
+                raise ValueError(f"its probabilities have shape {proba.shape} for {len(fitted.classes)} classes")
     except UserError:
         raise
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"Probe file {where} is no {kind} probe of {width} columns ({first_line(error)}); delete its "
+            f"Probe file {where} is not of kind {kind} with {width} columns ({first_line(error)}); delete its "
             "record's line and run the sweep again."
         ) from None
     return fitted
 
 
 def standardized(X: Any, split: TrainingRows, protocol: Protocol, device: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """X by the mean and deviation of the training rows, float32 on the device, with the two.
+    """X standardised by the training rows, float32 on the device, with their mean and standard deviation.
 
-    Constant columns keep scale 1. Unchanged, with zeros and ones, if the protocol does not standardise.
+    Constant columns keep scale 1. X unchanged, with zeros and ones, if the protocol does not standardise.
     """
     rows = to_device(X, device)
     if not protocol.standardize:

@@ -1,4 +1,4 @@
-"""Ridge regression to one-hot targets: every penalty from one eigendecomposition, as big_vision's few-shot probe does.
+"""Ridge regression to one-hot targets, all penalties by one eigendecomposition, as in big_vision's few-shot probe.
 
 A cheap check of the logistic probe. N rows, D features, K classes, n_C penalties.
 """
@@ -20,7 +20,7 @@ from probekit.solver.objective import C_to_l2
 
 
 class RidgeProbe(Probe):
-    """Ridge regression over the protocol's Cs, all from one decomposition a round; exact by construction."""
+    """Ridge regression over the protocol's Cs, all from one eigendecomposition per round; exact."""
 
     kind = "ridge"
 
@@ -43,7 +43,7 @@ class RidgeProbe(Probe):
         coef, intercept = fit_ridge(Z[use], columns[use], [selection.chosen], split.weights[use], settings.device)
         right = score_log_proba(scores(use, coef, intercept), columns[use], split.weights[use])
         raw, bias = coef[0] / scale, intercept[0]
-        if len(classes) == 2:  # one row of coefficients, as in all two-class probes
+        if len(classes) == 2:  # two-class probes have one row of coefficients
             raw, bias = raw[1:] - raw[:1], bias[1:] - bias[:1]
         return FittedLinear(
             classes=classes,
@@ -62,8 +62,8 @@ def fit_ridge(
 ) -> tuple[Array, Array]:
     """Minimise `1/2 ||W||^2 + C/2 sum_i s_i ||t_i - W x_i - b||^2`, targets +1 for the class and -1 for the others.
 
-    scikit-learn's `Ridge(alpha=1/C)`; the intercept is free. y (N,) are class indices 0 to K-1. Returns, in float64,
-    coef (n_C, K, D) and intercept (n_C, K).
+    Equals scikit-learn's `Ridge(alpha=1/C)`; the intercept is not penalised. y (N,) are class indices 0 to K-1. Returns
+    coef (n_C, K, D) and intercept (n_C, K) in float64.
     """
     features, labels = to_device(X, device, torch.float64), to_device(y, device, torch.int64)
     weights = to_device(np.ones(len(labels)) if sample_weight is None else sample_weight, device, torch.float64)
@@ -74,7 +74,7 @@ def fit_ridge(
     centred, residual = (features - mean) * root, (targets - target_mean) * root
     narrow = centred.shape[1] <= centred.shape[0]
     values, vectors = torch.linalg.eigh(centred.T @ centred if narrow else centred @ centred.T)
-    # both are (X'X + I/C)^-1 X'T: the second by way of X' (XX' + I/C)^-1 T
+    # both compute (X'X + I/C)^-1 X'T, the second as X' (XX' + I/C)^-1 T
     rotated = vectors.T @ (centred.T @ residual if narrow else residual)
     damped = rotated / (values.clamp_min(0.0) + 1.0 / to_device(Cs, device, torch.float64)[:, None])[..., None]
     solved = vectors @ damped

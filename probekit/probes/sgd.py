@@ -1,11 +1,12 @@
-"""Momentum SGD with a cosine schedule: a grid of learning rates, all trained in one pass over the rows.
+"""Momentum SGD with a cosine schedule, training a grid of learning rates in one pass over the rows.
 
-The paper's probe where features are too many for an exact solver (ImageNet); DINOv2 trains its grid the same way. No
-autograd: the gradient of a linear softmax head is one matrix product, taken for all learning rates at once.
+The paper's probe for data too large for an exact solver (ImageNet); DINOv2 trains its grid the same way. Autograd is
+not needed, because the gradient of a linear softmax head is one matrix product for all learning rates at once.
 
-Reading rows one by one from a file costs a thousand times a sequential read, so rows are shuffled in two steps: blocks
-of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits in one
-buffer is shuffled at once. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
+Reading single rows from a file is a thousand times slower than a sequential read, so rows are shuffled in two steps:
+blocks of neighbouring rows are read in random order into a buffer of many blocks, and the rows of the buffer are
+shuffled. Data that fit in one buffer are shuffled fully. The order depends only on (seed, epoch) and the shapes, not on
+the machine's memory.
 
 N rows, B rows of a batch, D columns, G learning rates, K classes (K = 2 keeps two rows here).
 """
@@ -30,10 +31,10 @@ from probekit.selection.protocol import Protocol, SGDConfig
 from probekit.solver.objective import log_probabilities
 
 VERSION = "sgd-2"
-SCORES = 1 << 24  # scores held at once
+SCORES = 1 << 24  # maximum number of scores in memory
 BLOCK_ROWS = 8192  # rows read at once in a pass over features
-BUFFER_BYTES = 1 << 30  # of float32 rows; with read-ahead two buffers are held
-BLOCKS = 64  # of neighbouring rows in a buffer
+BUFFER_BYTES = 1 << 30  # bytes of float32 rows per buffer; with read-ahead there are two buffers
+BLOCKS = 64  # blocks of neighbouring rows per buffer
 Batch = tuple[Any, Any]  # X (B, D), y (B,) class indices
 Augment = Callable[[Any, np.ndarray, np.random.Generator], Any]
 
@@ -41,7 +42,7 @@ Augment = Callable[[Any, np.ndarray, np.random.Generator], Any]
 class SGDProbe(Probe):
     """Momentum SGD: every learning rate in one pass over the training rows, then the best of them.
 
-    A layer that does not fit in memory is streamed from its file, in the same order, with the same result.
+    A layer that does not fit in memory is streamed from its file in the same order, with the same result.
     """
 
     kind = "sgd"
@@ -54,14 +55,14 @@ class SGDProbe(Probe):
     def check(self, protocol: Protocol) -> None:
         if protocol.sgd is None or protocol.standardize or protocol.refit != "train":
             raise UserError(
-                "SGD protocols neither standardise nor refit: give one with standardize=False and refit='train'."
+                "SGD protocols cannot standardise or refit; give one with standardize=False and refit='train'."
             )
 
     def version(self, settings: FitSettings) -> str:
         return VERSION
 
     def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
-        """Steps of the schedule."""
+        """Number of steps of the schedule."""
         assert protocol.sgd is not None
         return count_steps(int(split.weights[~split.is_val].sum()), protocol.sgd)
 
@@ -73,20 +74,20 @@ class SGDProbe(Probe):
         assert config is not None
         ((fitted, _),) = rounds = split.rounds("val")
         classes, columns = split.encoded
-        drawn = np.repeat(fitted, split.weights[fitted].astype(int))  # a row drawn twice counts twice
+        drawn = np.repeat(fitted, split.weights[fitted].astype(int))  # repeat rows by their bootstrap counts
         batches, n_steps = array_batches(X[drawn], columns[drawn], config), count_steps(len(drawn), config)
         size = X.shape[1], len(classes)
         coefs, intercepts = train_sgd(batches, *size, n_steps, config, settings.device, settings.on_fit)
 
         def score(rates: Array, _: np.ndarray, held: np.ndarray) -> HeldOut:
-            """Scores of the heads on rows; the worst where one diverged."""
+            """Scores of the heads on rows; a diverged head gets the worst possible scores."""
             finite = torch.ones(len(rates), dtype=torch.bool, device=coefs.device)
             exact, offset = coefs.double(), intercepts.double()[:, None]
 
             def log_proba(block: Any) -> Tensor:
                 rows = to_device(block, coefs.device, torch.float64)
                 scores = torch.einsum("nd,gkd->gnk", rows, exact) + offset
-                own = scores.isfinite().all(2).all(1)  # a learning rate that is too large overflows
+                own = scores.isfinite().all(2).all(1)  # too large a learning rate overflows
                 finite.logical_and_(own)
                 return torch.where(own[:, None, None], scores, 0.0).log_softmax(-1)
 
@@ -117,7 +118,7 @@ class SGDProbe(Probe):
 
 
 def without_certificate(n: int, n_steps: int) -> dict[str, NDArray[Any]]:
-    """The certificates of n fits that ended with their schedule of `n_steps`: none, so not converged."""
+    """Certificates of n fits that ended after `n_steps` steps, none of which counts as converged."""
     unknown = np.full(n, None)
     return {"n_iter": np.full(n, n_steps), "grad_rel": unknown, "gap": unknown, "converged": np.zeros(n, bool)}
 
@@ -130,7 +131,7 @@ def end_of_schedule(n_steps: int) -> dict[str, Any]:
 def _accuracy_and_gradient(
     X: Any, columns: np.ndarray, weights: np.ndarray, coef: Tensor, intercept: Tensor, l2: float
 ) -> tuple[float, float]:
-    """Weighted accuracy of a head (R, D), and max|g| of the mean-loss objective there, added up over blocks of rows."""
+    """Weighted accuracy of a head (R, D), and max|g| of the mean-loss objective, accumulated over blocks of rows."""
     y, weight = to_device(columns, coef.device), to_device(weights / weights.sum(), coef.device)
     of_coef, of_intercept, correct, start = l2 * coef, 0 * intercept, 0 * weight.sum(), 0
     for block in _blocks(X):
@@ -144,13 +145,13 @@ def _accuracy_and_gradient(
 
 
 def _blocks(X: Any, size: int = BLOCK_ROWS) -> Iterator[Any]:
-    """Rows of X, read or viewed a block at a time."""
+    """Yield rows of X, read or viewed one block at a time."""
     size = min(size, BLOCK_ROWS)
     return (X[start : start + size] for start in range(0, len(X), size))
 
 
 def cosine(step: int, n_steps: int) -> float:
-    """Share of the learning rate at a step: 1 at the first, towards 0 after the last."""
+    """Fraction of the learning rate at a step, from 1 at the first step towards 0 after the last."""
     return 0.5 * (1.0 + cos(pi * step / n_steps))
 
 
@@ -176,7 +177,7 @@ def train_sgd(
     for step in range(n_steps):
         batch = next(source, None)
         if batch is None:
-            raise UserError(f"The batches ended after {step} of {n_steps} steps: give as many as the schedule has.")
+            raise UserError(f"The batches ended after {step} of {n_steps} steps; give one batch per step.")
         x_BD, y = to_device(batch[0], target, torch.float32), to_device(batch[1], target, torch.int64)
         logits = torch.addmm(intercept.reshape(-1), x_BD, coef.reshape(-1, width).T)
         residual = logits.view(len(y), n_rates, n_classes).softmax(dim=-1)
@@ -200,15 +201,15 @@ def array_batches(
 ) -> Iterator[Batch]:
     """Batches for `train_sgd`: as many as `count_steps` says.
 
-    X is an (N, D) array, a tensor, or anything with a shape and row slices (an HDF5 dataset), which is read a buffer of
-    rows at a time (by default about 1 GiB), the next one while this one is used, and gives the same batches. `y` (N,)
-    are class indices.
+    X is an (N, D) array, a tensor, or anything with a shape and row slices (an HDF5 dataset). Such a source is read one
+    buffer of rows at a time (by default about 1 GiB), with read-ahead, and gives the same batches. `y` (N,) are class
+    indices.
 
-    Each epoch has its own order, from (seed, epoch); `augment(X, y, rng)` gets the rows of a batch and a generator made
-    from (seed, step). The incomplete batch at an epoch's end is dropped.
+    The order of each epoch depends on (seed, epoch). `augment(X, y, rng)` gets the rows of a batch and a generator
+    seeded with (seed, step). The incomplete batch at the end of an epoch is dropped.
     """
     size = min(config.batch_size, len(y))
-    rows = -(-(buffer or BUFFER_BYTES // (4 * X.shape[1])) // size) * size  # no batch spans two buffers
+    rows = -(-(buffer or BUFFER_BYTES // (4 * X.shape[1])) // size) * size  # batches do not span two buffers
     in_memory = isinstance(X, np.ndarray | Tensor)
     for epoch in range(config.epochs):
         order = epoch_order(len(y), rows, config.seed, epoch)[: len(y) // size * size]
@@ -226,12 +227,12 @@ def array_batches(
 
 
 def count_steps(n_rows: int, config: SGDConfig) -> int:
-    """Steps of the whole schedule over `n_rows` rows."""
+    """Number of steps of the whole schedule over `n_rows` rows."""
     return n_rows // min(config.batch_size, n_rows) * config.epochs
 
 
 def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the rows in an epoch (n,): a random permutation up to `buffer` rows, else shuffled in two steps."""
+    """Order of the rows in an epoch (n,): a random permutation for up to `buffer` rows, else shuffled in two steps."""
     rng = np.random.default_rng([seed, epoch])
     if n <= buffer:
         return rng.permutation(n)
@@ -244,7 +245,7 @@ def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _read(X: Any, rows: np.ndarray) -> np.ndarray:
-    """The given ascending rows, neighbours in one read each."""
+    """Read rows at ascending positions, each run of neighbours at once."""
     held, at = np.empty((len(rows), X.shape[1]), np.float32), 0
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         held[at : at + len(run)] = X[int(run[0]) : int(run[-1]) + 1]

@@ -1,4 +1,4 @@
-"""Figures, tables and a self-contained HTML page, made from records alone."""
+"""Figures, tables and a self-contained HTML page, created from records alone."""
 
 from probekit.reports.figures.terminal import print_panel
 from probekit.reports.panels import Panel, Series, build_panels, collect_records

@@ -1,6 +1,6 @@
 """The HTML report: one self-contained file.
 
-`page.html.jinja` has the text and the style; this module computes its variables from panels.
+`page.html.jinja` contains text and style; this module computes its variables from panels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def render_page(
 ) -> str:
     """The report as one HTML page without scripts or network requests: images and style are inside.
 
-    `sources` are the results that were read: sample pictures and `config.json` are looked for beside them. `files` are
+    `sources` are the results: sample images and `config.json` are looked up next to them. `files` are
     those of the report, to be linked: panel's key -> what they belong to -> paths. `figures` are further ones by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -76,7 +76,7 @@ def render_page(
         command=command("report", *sources),
         version=import_module("probekit").__version__,
     )
-    return visible_lines(page)  # names are shown without control characters
+    return visible_lines(page)  # escapes control characters in names
 
 
 def _title(panels: Sequence[Panel]) -> str:
@@ -143,7 +143,7 @@ def _model(series: Series, controls: Sequence[Margin]) -> dict[str, Any]:
 
 
 def _points_above(series: Series, controls: Sequence[Margin]) -> list[tuple[str, str, str]]:
-    """The gain over the last layer; where that layer itself is the best, the gain over the strongest control."""
+    """The gain over the last layer; if that layer is the best, the gain over the strongest control."""
     found = series.verdict
     if found is not None and series.peak != len(series.depths) - 1:
         than, gains = series.curve.reference, found.gain.points
@@ -215,7 +215,7 @@ def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any
 
 
 def _fit_sentence(panel: Panel) -> str:
-    """How many fits there were and how many are certified."""
+    """Number of fits, and number of certified ones."""
     records = [record for series in panel.series if series.role != "readout" for record in series.fitted]
     path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
     refits = np.array([bool(record.refit["converged"]) for record in records])
@@ -258,7 +258,7 @@ def _doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
 
 
 def _layers_of(series: Series, record: Record) -> str:
-    """The layers of a record, with its run and seed where the series has several."""
+    """The layers of a record, with its run and seed if the series has several."""
     run = f", {record.series}" if len(series.curve.runs) > 1 else ""
     return "+".join(record.layers) + run + (f", seed {record.seed}" if len(series.curve.seeds) > 1 else "")
 
@@ -300,7 +300,7 @@ def _provenance(panel: Panel) -> list[tuple[str, str]]:
 
 
 def _protocol_words(name: str, record: Record) -> str:
-    """The protocol's name; the star of a changed one is written out."""
+    """The protocol's name, with the star of a changed one spelled out."""
     grid = f"{len(record.Cs)} penalties, C from {min(record.Cs):.3g} to {max(record.Cs):.3g}"
     return f"{name.rstrip('*')} with {grid} instead of its own" if name.endswith("*") else name
 
@@ -322,7 +322,7 @@ def _documents(panel: Panel) -> list[tuple[str, str]]:
 def _runs(panels: Sequence[Panel]) -> Iterator[Path]:
     """The folders of the training runs whose checkpoints were probed, if they still exist.
 
-    A record may come from anywhere: only one that knows the hash of a checkpoint's weights brings pictures of its run.
+    Records may be from an unknown source: images of a run are shown only if the record has the hash of its weights.
     """
     for record in (record for panel in panels for series in panel.models for record in series.records[:1]):
         checkpoint = Path(record.encoder.get("checkpoint") or "")
@@ -333,7 +333,7 @@ def _runs(panels: Sequence[Panel]) -> Iterator[Path]:
 
 
 def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Name and content of images sampled from models: the last few of each folder, also from during training."""
+    """Name and content of images sampled from models: the last few of each folder, including those during training."""
     folders = [(source if source.is_dir() else source.parent).resolve() for source in sources]
     for folder in dict.fromkeys(folders):
         for path in [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))[-MOST_SAMPLES:]]:
@@ -345,7 +345,7 @@ def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _picture(path: Path) -> bytes | None:
-    """A PNG file encoded anew, so that only its pixels enter the page; None if it cannot be decoded."""
+    """Re-encode a PNG file, so that the page contains only its pixels; None if it cannot be decoded."""
     from PIL import Image
 
     if not path.is_file() or path.stat().st_size > MOST_SAMPLE_BYTES:

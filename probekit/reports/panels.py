@@ -36,7 +36,7 @@ NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colou
 
 
 def _of_curve(name: str, shown: bool = False) -> property:
-    """An attribute of the curve, of a point its entry there; `shown` in percent or the metric's own unit."""
+    """Property for an attribute of the curve (of a point: its entry); `shown`: in percent or the metric's unit."""
 
     def get(one: Point | Series) -> Any:
         value = one.curve.metric.factor * getattr(one.curve, name) if shown else getattr(one.curve, name)
@@ -47,16 +47,16 @@ def _of_curve(name: str, shown: bool = False) -> property:
 
 @dataclass(frozen=True)
 class Point:
-    """One probe of a curve over its draws, in the units shown: percent, or the metric's own unit.
+    """One probe of a curve over its draws, in percent or the metric's own unit.
 
     Attributes
     ----------
-    curve, place : the curve, and which of its probes
+    curve, place : the curve, and the index of the probe
     record, depth : of the first draw
     value, low, high : the metric on test, the mean over the draws, and its 95 % limits (NaN for none)
     spread : standard deviation over the runs or seeds (NaN with one)
-    reliable, fit_words : whether the fits of every draw converged with C inside its grid; the worst of all in words
-    C, width : what the draws have chosen, and how many features they read: "0.01", or "0.01 to 0.1"
+    reliable, fit_words : whether the fits of all draws converged with C inside the grid; description of the worst
+    C, width : C and number of features over the draws: "0.01", or "0.01 to 0.1"
     """
 
     curve: Curve
@@ -81,14 +81,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Concatenated(Point):
-    """Layers concatenated in one way, over the draws of their series: a curve of one place.
+    """One set of concatenated layers over the draws of its series: a curve with a single point.
 
     Attributes
     ----------
-    depths : of the layers; () where each run of a model concatenates others
-    rule : how they were found ("window of 5", "greedy")
+    depths : of the layers; () if the runs of a model concatenate different ones
+    rule : how they were chosen ("window of 5", "greedy")
     chosen : the best of its series on held-out rows
-    margin : to the best single layer in the same draws, on the same rows; None without the per-row files
+    margin : gain over the best single layer in the same draws, on the same rows; None without the per-row files
     """
 
     depths: tuple[int, ...]
@@ -98,12 +98,12 @@ class Concatenated(Point):
 
     @property
     def name(self) -> str:
-        """Its layers in a few characters, or the rule by which each run chose them."""
+        """The layers in a few characters, or the rule by which each run chose them."""
         return short_range(self.depths) if self.depths else self.rule
 
     @property
     def title(self) -> str:
-        """Its name in full: "layers 6–8 concatenated"."""
+        """The full name: "layers 6–8 concatenated"."""
         words = f"layers {self.name}" if self.depths and "layers" not in self.name else self.name
         return f"{words} concatenated" + ("" if self.record.kind == "concat" else f" ({self.record.kind})")
 
@@ -114,7 +114,7 @@ class Concatenated(Point):
 
     @property
     def cell(self) -> str:
-        """Its layers in a table cell, which lists up to three; more are a range or a number, as in figures."""
+        """The layers in a table cell, which lists up to three; otherwise a range or a number, as in figures."""
         counted = (len(self.depths) > 3 and "layers" not in self.name) or not self.depths
         listed = self.name if counted else ", ".join(map(str, self.depths))
         return listed + ("" if self.record.kind == "concat" else f", {self.record.kind}")
@@ -126,11 +126,11 @@ class Series:
 
     Attributes
     ----------
-    label : the name in print
+    label : the displayed name
     curve : from `probekit.results`; it has `records`, `depths`, `peak` and `reliable`
     concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
     checks : other kinds of probes of single layers of a control
-    host : of a readout, the label of its model
+    host : for a readout, the label of its model
     values, low, high : the metric on test, the mean over the draws, and its pointwise 95 % limits, NaN for none
     by_draw : values of each run or seed (S, n)
     """
@@ -158,12 +158,12 @@ class Series:
 
     @property
     def is_flat(self) -> bool:
-        """Whether there is no depth to draw: a single layer."""
+        """Whether there is only a single layer, so no depth to draw."""
         return len(self.depths) == 1
 
     @property
     def is_paired(self) -> bool:
-        """Whether layers are compared on the same rows: there are several, and per-row files."""
+        """Whether layers can be compared on the same rows: there are several layers, and per-row files."""
         return self.curve.rows_SMn is not None and not self.is_flat
 
     @property
@@ -184,13 +184,13 @@ class Series:
 
     @property
     def minus_last(self) -> np.ndarray:
-        """Against the last layer, (1, n); where layers are paired, then the ends of its simultaneous band: (3, n)."""
+        """Difference to the last layer, (1, n); if layers are paired, also the simultaneous band's limits: (3, n)."""
         found = self.curve.minus_last if self.is_paired else [self.curve.values - self.curve.values[-1]]
         return self.curve.metric.factor * np.array(found)
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """On the accuracy of a series with paired layers; None of a readout."""
+        """The verdict for the accuracy of a series with paired layers; None for a readout."""
         has_one = self.is_paired and not self.host and self.curve.metric.name == "top1"
         return verdict(self.curve) if has_one else None
 
@@ -209,23 +209,23 @@ class Panel:
 
     @property
     def metric(self) -> Metric:
-        """What is measured."""
+        """The metric."""
         return self.series[0].curve.metric
 
     @property
     def measured(self) -> str:
-        """Name of the axis of values, with the kind of probe where it is not the protocol's."""
+        """Label of the axis of values, with the kind of probe if it is not the protocol's."""
         words = self.metric.words + (f", {READOUTS.get(self.readout, self.readout)}" if self.readout else "")
         return f"{words} (%)" if self.metric.percent else words
 
     @property
     def is_own_test(self) -> bool:
-        """Whether the numbers are of the data set's own test rows."""
+        """Whether the numbers are for the data set's own test rows."""
         return self.test == "test"
 
     @property
     def over(self) -> str:
-        """What the series with the most draws is a mean over ("3 seeds", "3 runs"); "" for single draws."""
+        """What the series with the most draws is averaged over ("3 seeds", "3 runs"); "" for single draws."""
         return max(self.series, key=lambda series: series.curve.n_draws).curve.over
 
     @property
@@ -235,7 +235,7 @@ class Panel:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The least and the largest number of the points and intervals of its layers."""
+        """The smallest and largest value among the points and intervals of the layers."""
         every = np.concatenate([values for one in self.series for values in (one.values, one.low, one.high)])
         return float(np.nanmin(every)), float(np.nanmax(every))
 
@@ -246,7 +246,7 @@ class Panel:
 
     @property
     def title(self) -> str:
-        """Data set, further test set and, where it was cut, the number of training rows."""
+        """Data set, further test set and, if it was limited, the number of training rows."""
         on = "" if self.is_own_test else f", tested on {self.test}"
         return self.dataset + on + (f", {self.train_rows:,} training rows" if self.train_rows else "")
 
@@ -257,7 +257,7 @@ class Panel:
 
     @property
     def interval_words(self) -> str:
-        """What the bars are; "" where the metric has none."""
+        """Description of the bars; "" if the metric has none."""
         if self.over:
             return f"95 %, new {self.over.split()[1]} and test rows, pointwise"
         kind = "Wilson " if self.metric.counts else ""
@@ -265,24 +265,24 @@ class Panel:
 
     @property
     def band_words(self) -> str:
-        """What the simultaneous band is: with several draws it is for these, and resamples the test rows alone."""
+        """Description of the simultaneous band: with several draws, for these draws, resampling only test rows."""
         fixed = f" of these {' '.join(self.over.split()[:2])}, test rows resampled" if self.over else ""
         return f"95 %, simultaneous over the layers{fixed}"
 
     @property
     def short_hash(self) -> str:
-        """The protocol's hash in print, which tells apart protocols of one name."""
+        """The displayed hash of the protocol, which distinguishes protocols of the same name."""
         return self.protocol_hash[:6]
 
     @property
     def key(self) -> PanelKey:
-        """What tells panels of one metric apart."""
+        """What distinguishes panels of the same metric."""
         name = self.series[0].records[0].dataset.get("name", "unnamed")
         return name, self.protocol_hash, self.train_rows, self.test
 
 
 def slugs(panels: Sequence[Panel]) -> list[str]:
-    """A part of file names for each panel; no two are alike."""
+    """A unique part of file names for each panel."""
     parts = [(p.dataset, p.protocol, f"{p.train_rows or ''}", "" if p.is_own_test else f"on-{p.test}") for p in panels]
     texts = ["-".join(filter(None, words)) for words in parts]
     plain = [file_name(text) for text in texts]
@@ -292,7 +292,7 @@ def slugs(panels: Sequence[Panel]) -> list[str]:
 
 
 def value_range(values: np.ndarray, form: str) -> str:
-    """What several draws have chosen: "0.01", or "0.01 to 0.1"."""
+    """The range of values over several draws: "0.01", or "0.01 to 0.1"."""
     return " to ".join(dict.fromkeys(format(float(value), form) for value in (values.min(), values.max())))
 
 
@@ -302,14 +302,14 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
     Raises
     ------
     UserError
-        A path holds no results, or nothing has been recorded yet.
+        A path contains no results, or no finished probes.
     """
     paths = [results] if isinstance(results, str | Path) else list(results)
     if not paths:
-        raise UserError("No results were given; give folders with a results.jsonl, as `probekit sweep` makes.")
+        raise UserError("No results were given; give folders with a results.jsonl, as written by `probekit sweep`.")
     records = read_records(*paths)
     if not records:
-        raise UserError(f"{', '.join(map(str, paths))} contains no finished probe yet: run `probekit sweep` first.")
+        raise UserError(f"{', '.join(map(str, paths))} contains no finished probes; run `probekit sweep` first.")
     return records
 
 
@@ -321,35 +321,35 @@ def build_panels(
 ) -> list[Panel]:
     """Group records into panels; in each, models first, then other readouts, random weights and flat baselines.
 
-    Each further test set of a data set has a panel after that of its own test rows.
+    Each further test set has a panel after that of the data set's own test rows.
 
     Parameters
     ----------
     records
         From `collect_records`.
     metric
-        What is measured: a name of `probekit.results.METRICS`, one with `_scaled` after `calibrate`, or a column of
-        `geometry`. The probes and the best layer are the same whatever is measured: chosen by held-out accuracy.
+        A name in `probekit.results.METRICS`, one with `_scaled` after `calibrate`, or a column of
+        `geometry`. The probes and the best layer do not depend on it: they are chosen by held-out accuracy.
     readout
-        Another kind of probe in the place of the protocol's, controls included: knn, ridge, class-mean.
+        Another kind of probe instead of the protocol's, also for controls: knn, ridge, class-mean.
     runs
         Name -> series that are pre-training runs of one model and become one curve (`probekit.results.runs`).
 
     Raises
     ------
     UserError
-        There is no such metric, readout or series, or these records do not have the metric.
+        The metric, readout or series does not exist, or these records do not have the metric.
     """
     shown, records = find_metric(metric), join_runs(list(records), runs)
     singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]
     if readout is not None:
         if shown.label_free:
-            raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
+            raise UserError(f"{metric} describes features, not probes; leave out readout {readout!r}.")
         known = list(dict.fromkeys(r.kind for r in singles))
         if readout not in known:
             more = did_you_mean(readout, known) or " `probekit sweep --checks KIND` adds others."
             there = ", ".join(known) or "the protocol's alone"
-            raise UserError(f"The results hold no probe of kind {readout!r}; they have {there}.{more}")
+            raise UserError(f"The results contain no probe of kind {readout!r}; choose from {there}.{more}")
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[PanelKey, list[Record]] = {}
     for record in records:
@@ -409,7 +409,7 @@ def _other_kinds(records: list[Record]) -> dict[str, list[Record]]:
 
 
 def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
-    """Probes of tokens, which have a feature file of their own, added to the curve of the same series and weights."""
+    """Add probes of tokens, which have a separate feature file, to the curve of the same series and weights."""
     hosts = {key: list(own) for key, own in by_file.items() if any(r.reads != "tokens" for r in own)}
     for (name, feature_id), own in by_file.items():
         if (name, feature_id) in hosts:
@@ -428,7 +428,7 @@ def build_series(records: list[Record], label: str, metric: Metric | str = "top1
 
 
 def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
-    """Each set of layers over its seeds. Runs choose their own sets: there, each rule that every run has followed."""
+    """Each set of layers over its seeds. Runs choose their own sets, which are combined by their common rule."""
     if curve.metric.label_free:
         return ()
     several, every = len(curve.runs) > 1, dict.fromkeys((r.series, r.seed) for r in curve.every)
@@ -451,7 +451,7 @@ def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ..
 
 
 def _rules(record: Record, among: Sequence[Record]) -> list[str]:
-    """How a record's layers were found, in words that every run of a model has: "window of 5", "greedy"."""
+    """How a record's layers were chosen, in words common to all runs of a model: "window of 5", "greedy"."""
 
     def own(r: Record) -> list[str]:
         return [re.sub(" around layer .*", "", one["rule"]) for one in (r.candidates or {}).get("found_by") or []]
@@ -465,7 +465,7 @@ def _rules(record: Record, among: Sequence[Record]) -> list[str]:
 
 
 def _joint_margin(joint: Curve, curve: Curve) -> PairedDifference | None:
-    """By how much concatenated layers exceed the best single layer, in the draws that both have."""
+    """Gain of concatenated layers over the best single layer, in the draws that both have."""
     if joint.rows_SMn is None or curve.rows_SMn is None or curve.metric.name != "top1":
         return None
     places = [list(curve.draw_names).index(name) for name in joint.draw_names]
@@ -473,14 +473,14 @@ def _joint_margin(joint: Curve, curve: Curve) -> PairedDifference | None:
 
 
 def layer_depth(name: str, curve: Curve) -> int:
-    """Depth of a layer by name: as the curve has it, else the number that layer names start with."""
+    """Depth of a layer by name: from the curve, or else the number at the start of layer names."""
     if name in curve.layers:
         return int(curve.depths[curve.layers.index(name)])
     return int(name.split("_")[0])
 
 
 def series_margin(a: Series, b: Series) -> PairedDifference | None:
-    """By how much the best layer of `a` exceeds that of `b` on the same test rows, over their draws.
+    """Gain of the best layer of `a` over that of `b` on the same test rows, over their draws.
 
     None when per-row files are missing (of single draws, those of the two layers), the test rows differ, or the two
     have different numbers of draws.
@@ -503,27 +503,27 @@ def short_range(depths: Sequence[int]) -> str:
 
 
 def find_series(panel: Panel, name: str) -> Series:
-    """A series by the name that figures show, or by the one in the results; `UserError` lists them.
+    """A series by the name in figures or in the results; raises `UserError` with a list if there is none.
 
-    Upper and lower case are one, so that what is read off a figure can be typed.
+    Case is ignored, so that names can be typed as seen in a figure.
     """
     for key in (lambda s: s.label, lambda s: s.records[0].series):
         found = [series for series in panel.series if key(series).casefold() == name.casefold()]
         if len(found) == 1:
             return found[0]
     known = [series.label for series in panel.series]
-    raise UserError(f"There is no series {name!r}; there are {'; '.join(known)}.{did_you_mean(name, known)}")
+    raise UserError(f"There is no series {name!r}; choose from {'; '.join(known)}.{did_you_mean(name, known)}")
 
 
 def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:
-    """The panel with other names of series in print."""
+    """The panel with different displayed names of series."""
     new = {find_series(panel, old).label: name for old, name in labels.items()}
-    for series in panel.series:  # a readout is called after its model
+    for series in panel.series:  # a readout is named after its model
         if series.host in new and series.label not in new:
             new[series.label] = new[series.host] + series.label.removeprefix(series.host)
     names = [new.get(series.label, series.label) for series in panel.series]
     if len(set(names)) < len(names):
-        raise UserError(f"Two series would be called {max(names, key=names.count)!r}: give each a name of its own.")
+        raise UserError(f"Two series would be called {max(names, key=names.count)!r}; give each a different name.")
     renamed = (
         replace(series, label=name, host=new.get(series.host, series.host))
         for series, name in zip(panel.series, names, strict=True)

@@ -2,7 +2,7 @@
 
 Flags: S read in the source, S2 read in a secondary source, D derived from printed numbers.
 Versions: P1 and P2 are the iGPT paper's first (ICML) and second (June 2020) version, BLOG is OpenAI's "Image GPT" page,
-NR a public user notebook; other versions name the paper or code that the number belongs to.
+NR a public user notebook; other versions name the paper or code of the number.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _theirs(panel: Panel, task: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _printed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is printed: rounded, our numbers with intervals, published ones with their spread."""
+    """The printed table: rounded, our numbers with intervals, published ones with their spread."""
     import pandas as pd
 
     ours = frame["flag"] == "ours"

@@ -36,8 +36,8 @@ def write_report(
 ) -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
 
-    `penalty_paths.csv` holds every fit of the maps of held-out accuracy. Where `probekit verify --near-duplicates` has
-    left a row set beside a feature file, also `without_near_duplicates.{md,csv,tex}`.
+    `penalty_paths.csv` contains every fit of the maps of held-out accuracy. If `probekit verify --near-duplicates` has
+    written a row set next to a feature file, also writes `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
     so on), since their numbers are not comparable; the page shows them one below the other.
@@ -50,7 +50,7 @@ def write_report(
         Folder for the report; files in it are replaced.
     figures
         Further figures: name -> function that draws a panel. Each is written as the depth curve is, and shown on the
-        page; its CSV file holds the points of its lines.
+        page; its CSV file contains the points of its lines.
     runs
         Name -> series that are pre-training runs of one model: one curve with mean and interval.
 
@@ -67,9 +67,7 @@ def write_report(
     sources = [Path(results)] if isinstance(results, str | Path) else [Path(path) for path in results]
     panels = build_panels(collect_records(sources), runs=runs)
     if not panels:
-        raise UserError(
-            "The results hold no probe of a single layer, so there is no depth curve: run `probekit sweep`."
-        )
+        raise UserError("The results contain no probe of a single layer for a depth curve; run `probekit sweep`.")
     out = Path(out)
     stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
     try:
@@ -94,13 +92,13 @@ def write_report(
                     figure = draw(panel)
                     if not hasattr(figure, "savefig"):
                         got = type(figure).__name__
-                        raise WrongType(f"figures[{name!r}] returned {got}; write_report expected a matplotlib Figure.")
+                        raise WrongType(f"figures[{name!r}] returned {got}; give a matplotlib Figure.")
                     written = save_figure(figure, out / f"{stem}{suffix}")
                 own[f"figure {name}"] = [*written, write_points(line_frame(figure), out / f"{stem}{suffix}.csv")]
         page = out / "index.html"
         atomic.write_text(page, render_page(panels, sources, files, figures))
     except OSError as error:
-        raise UserError(f"The report cannot be written to {out} ({error.strerror}): choose another --out.") from None
+        raise UserError(f"The report cannot be written to {out} ({error.strerror}); choose another --out.") from None
     return page
 
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("csv", "md", "tex")
-KEY_LENGTH = 10  # characters of a record's key in print; CSV files have all of it
+KEY_LENGTH = 10  # displayed characters of a record's key; CSV files have all
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `frame` has every column in full precision, `printed` the columns and rounding of print."""
+    """A table: `frame` has all columns in full precision, `printed` selected columns, rounded."""
 
     frame: pd.DataFrame
     printed: pd.DataFrame
@@ -162,12 +162,12 @@ def path_frame(several: Sequence[Series]) -> pd.DataFrame:
 def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.DataFrame:
     """`layer_frame` of panels of one metric as it is printed: fewer columns, rounded.
 
-    Of several draws "C" is from the least to the largest that one has chosen, and "Record" the first one's.
+    With several draws, "C" is the range from the smallest to the largest, and "Record" that of the first.
     """
     import pandas as pd
 
     metric = find_metric(metric) if isinstance(metric, str) else metric
-    # the last layer of a series is what the others are compared with
+    # the others are compared with the last layer of a series
     reference = (frame["minus_last"] == 0) & (frame["minus_last_low"] == 0) & (frame["minus_last_high"] == 0)
 
     def text(values: pd.Series, sign: str = "") -> pd.Series:
@@ -217,11 +217,11 @@ def with_limits(value: pd.Series, low: pd.Series, high: pd.Series) -> pd.Series:
 
 
 def subset_table(panel: Panel) -> Table | None:
-    """Accuracies with and without the rows of a set beside a feature file; None where there is no such set."""
+    """Accuracies with and without the rows of a row set next to a feature file; None if there is none."""
     import pandas as pd
 
     frame = with_and_without(record for series in panel.series for record in series.records)
-    if frame.empty or not panel.is_own_test:  # near-duplicates were looked for among the data set's own test rows
+    if frame.empty or not panel.is_own_test:  # near-duplicates are searched only among the data set's own test rows
         return None
     percent = (100 * frame[["top1", "top1_without", "low", "high"]]).map("{:.1f}".format)
     printed = pd.DataFrame(
@@ -247,7 +247,7 @@ WIDE_COLUMNS = ("C", "Converged", "RankMe", "Protocol", "Record", "Note", "Data 
 
 
 def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
-    """The given columns, by name or its beginning, in any case; None: all, in LaTeX without `WIDE_COLUMNS`."""
+    """Select columns by name or prefix, ignoring case; None: all, in LaTeX without `WIDE_COLUMNS`."""
     if columns is None:
         return printed.drop(columns=[*WIDE_COLUMNS], errors="ignore") if form == "tex" else printed
     chosen = []

@@ -25,7 +25,7 @@ LEAST_FALL = 0.005  # drops below 0.5 points are ignored even if significant
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A metric at every depth of one series, with the values behind it. Arrays have one entry a depth.
+    """A metric at every depth of one series, with the underlying values. Arrays have one entry per depth.
 
     Several draws of the training rows (seeds) or several pre-training runs are one curve: their mean. With several
     runs a draw is a run, the mean over its seeds.
@@ -33,22 +33,22 @@ class Curve:
     Attributes
     ----------
     series, dataset : names
-    metric : what `values` are of; top-1 accuracy unless another was asked for
+    metric : the metric of `values`; top-1 accuracy by default
     records : the layers' records, shallow to deep, of the first run and its first seed (0: the stored split)
-    every : those of all runs and seeds
-    runs, seeds : names of the series that are pre-training runs, and draws of the training rows
+    every : the records of all runs and seeds
+    runs, seeds : names of the series that are pre-training runs, and seeds of the draws of training rows
     depths : int (n,), index of each layer; gaps where layers were left out; -1 for concatenated layers
     layers : names
     peak : position of the layer chosen on held-out rows (`choose_layer`)
-    val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over runs and seeds
+    val_accuracy, val_log_loss : on held-out rows at the chosen C, used to choose layers; means over runs and seeds
     values : on test, the mean over the draws
     low, high : pointwise 95 % limits, NaN where there are none. One draw: Wilson's of a count, Student's of another
         mean. Several: of new draws and new test rows (`bootstrap_runs`), or of new draws alone (Student's) without the
         per-row files
     by_draw : values of each draw (S, n); spread : their standard deviation (n,), NaN with one draw
-    metrics : mean over the draws of each of `METRICS` that the records hold, by name
+    metrics : mean over the draws of each of `METRICS` in the records, by name
     converged, at_grid_edge : in every draw, in any draw
-    rows_SMn : what is resampled, (S, M, n): bool a test row for a count, else as `Metric.resampled`; None without the
+    rows_SMn : values to resample, (S, M, n): bool per test row for a count, else `Metric.resampled`; None without the
         per-row files
     """
 
@@ -91,16 +91,16 @@ class Curve:
 
     @property
     def draw_names(self) -> tuple[str, ...] | tuple[int, ...]:
-        """The runs, or the seeds of a single run, that `by_draw` is of."""
+        """Names of the draws in `by_draw`: the runs, or the seeds of a single run."""
         return self.runs if len(self.runs) > 1 else self.seeds
 
     def of_every(self, get: Callable[[Record], Any]) -> np.ndarray:
-        """A value of every record, (runs and seeds, n)."""
+        """A value for every record, (runs and seeds, n)."""
         return np.array([get(r) for r in self.every]).reshape(-1, len(self.records))
 
     @property
     def over(self) -> str:
-        """What the values are means over, in words; "" for a single draw."""
+        """What the values are averaged over ("3 seeds"); "" for a single draw."""
         if len(self.runs) > 1:
             return f"{len(self.runs)} runs" + (f" of {len(self.seeds)} seeds each" if len(self.seeds) > 1 else "")
         return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
@@ -117,14 +117,14 @@ class Curve:
 
     @property
     def reference(self) -> str:
-        """What the others are compared with: the last layer, or the deepest one probed by its number."""
+        """The layer that others are compared with: the last one, or the deepest one probed."""
         return f"layer {self.depths[-1]}" if self.last_depth in self.unprobed_ends else "the last layer"
 
     @cached_property
     def minus_last(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value minus the last layer's, and its simultaneous 95 % band: difference, low, high, each (n,).
 
-        The band is for new test rows with these draws: rows are resampled, runs and seeds are not.
+        The band accounts for new test rows with the same draws: only rows are resampled, not runs or seeds.
         """
         rows_Mn = self.rows()
         return self.values - self.values[-1], *simultaneous_band(rows_Mn, rows_Mn[:, -1])
@@ -136,12 +136,12 @@ class Curve:
         return not_below(sign * self.rows().astype(float), self.peak)
 
     def rows(self) -> np.ndarray:
-        """What is resampled, (M, n): of one draw as it is (bool for a count), of several their mean."""
+        """Values to resample, (M, n): for one draw as they are (bool for a count), for several their mean."""
         rows_SMn = self.draws()
         return rows_SMn[0] if len(rows_SMn) == 1 else rows_SMn.mean(axis=0)
 
     def draws(self) -> np.ndarray:
-        """`rows_SMn`, or a `UserError` when the per-row files are missing."""
+        """`rows_SMn`; raises `UserError` if the per-row files are missing."""
         if self.rows_SMn is None:
             raise UserError(
                 f"Series {self.series!r} has no per-row predictions; keep the folder probes/ beside results.jsonl."
@@ -152,7 +152,7 @@ class Curve:
 def choose_layer(*draws: Sequence[Record]) -> int:
     """Position of the best layer by held-out accuracy, then held-out log-loss, then the first (shallowest).
 
-    Of several draws their means count. Layers that are not certified converged are passed over unless none is.
+    Uses means over draws. Layers whose fits are not certified as converged are skipped unless all are.
     """
     scores = np.mean([[r.selection_score for r in draw] for draw in draws], axis=0).tolist()
     certified = [i for i, own in enumerate(zip(*draws, strict=True)) if all(r.is_converged for r in own)]
@@ -179,7 +179,7 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
     metric = find_metric(metric) if isinstance(metric, str) else metric
     layers = [r for r in records if r.kind == "layer" and len(r.layers) == 1 and r.train_rows == train_rows]
     if not layers:
-        raise UserError("No record of a single layer was given; run `probekit sweep` first.")
+        raise UserError("There are no records of single layers; run `probekit sweep` first.")
     models = model_names(layers)
     for what, values in {
         "series": set(models.values()),
@@ -195,7 +195,7 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
     for r in sorted(layers, key=lambda r: (runs.index(r.series), r.seed, r.depth or 0)):
         draws.setdefault((r.series, r.seed), []).append(r)
     first = next(iter(draws.values()))
-    # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
+    # an unfinished draw is left out completely, so that all depths are means over the same seeds
     shape = [(r.layers, r.width) for r in first]
     finished = {key: own for key, own in draws.items() if [(r.layers, r.width) for r in own] == shape}
     for own in finished.values():
@@ -214,7 +214,7 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
 
 
 def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Metric) -> Curve:
-    """The curve of (series, seed) -> records of the same probes in the same order."""
+    """The curve from a mapping (series, seed) -> records, which have the same probes in the same order."""
     each, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
     first = each[0]
     groups = [runs.index(series) for series, _ in draws] if len(runs) > 1 else list(range(len(each)))
@@ -274,7 +274,7 @@ def pointwise_limits(
     metric: Metric, values_S: np.ndarray, rows_SM: np.ndarray | None, n_test: int
 ) -> tuple[float, float]:
     """95 % limits of the mean over S draws of one layer's values; NaN if their spread is not known."""
-    # draws that agree on every row, all right or all wrong, leave nothing to resample
+    # draws that are all right or all wrong on every row leave nothing to resample
     alike = len(values_S) == 1 or values_S.min() == 1 or values_S.max() == 0
     if alike and metric.counts:
         return wilson_interval(round(values_S[0] * n_test), n_test)
@@ -290,7 +290,7 @@ def pointwise_limits(
 
 
 def depth_curves(records: Iterable[Record], metric: Metric | str = "top1") -> dict[str, Curve]:
-    """One curve a series (or a model with several runs), by name, in the order in which they first appear.
+    """One curve per series (or per model with several runs), by name, in order of appearance.
 
     With several datasets the names are "series on dataset".
     """
@@ -313,7 +313,7 @@ def _dataset_name(record: Record) -> str:
 def paired_curves(a: Curve, b: Curve) -> PairedDifference:
     """Paired comparison of the best layers of two curves, over the draws of both.
 
-    Draws are taken in pairs where both have as many; a curve of one draw is compared with every draw of the other.
+    Draws are paired if both curves have the same number; a single draw is compared with every draw of the other.
 
     Raises
     ------
@@ -329,7 +329,7 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
             f"{a.series} has {a.over} and {b.series} {b.over}, but a paired comparison needs as many of one as of the "
             "other: sweep both with the same --seeds."
         )
-    paired_correct(best_a, best_b)  # refuses other data sets and other labels
+    paired_correct(best_a, best_b)  # refuses different data sets and labels
     if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
         raise UserError(f"{' and '.join(labels)} were tested on different rows: extract both from one data set.")
     return PairedDifference.from_rows(a.draws()[..., a.peak], b.draws()[..., b.peak], *labels, a.over or b.over)
@@ -341,7 +341,7 @@ class Verdict:
 
     Attributes
     ----------
-    curve : what it is of
+    curve : the curve described
     shape : "rises then falls", "no fall" (the chosen layer is the last), or "inconclusive"; always inconclusive where
         the encoder's first or last layer was not probed
     peak_depth, accuracy : of the chosen layer
@@ -349,7 +349,7 @@ class Verdict:
     p : max of p_rise and p_fall; 1 when the chosen layer is the first or the last
     p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last probed
     not_below : names of the layers not significantly below the chosen one
-    warnings : one sentence for each doubt (unconverged fits, C at the end of its grid)
+    warnings : one sentence per warning (unconverged fits, C at the end of its grid)
     """
 
     curve: Curve
@@ -435,7 +435,7 @@ def verdict(curve: Curve) -> Verdict:
 
 
 def layer_name(record: Record) -> str:
-    """What a network calls a layer ("blocks.3"); "the embedding" for an iGPT's layer 0; "" where there is no name."""
+    """Name of a layer in the network ("blocks.3"); "the embedding" for an iGPT's layer 0; "" if it has none."""
     number, _, name = record.layers[0].partition("_")
     if name or not number.isdecimal():
         return name or number
@@ -444,7 +444,7 @@ def layer_name(record: Record) -> str:
 
 
 def layer_words(curve: Curve, place: int) -> str:
-    """A layer in words: its number if 0 is the embedding, else its name and its position in the network."""
+    """Description of a layer: its number if 0 is the embedding, else its name and position in the network."""
     name, depth = layer_name(curve.records[place]), int(curve.depths[place])
     if name and name != "the embedding":
         return f"layer {depth} ({name}), number {depth + 1} of {curve.last_depth + 1}"

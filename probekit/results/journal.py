@@ -1,4 +1,4 @@
-"""The journal: finished work, one JSON line each, shared by any number of processes.
+"""The journal: a file with one JSON line per finished piece of work, shared by any number of processes.
 
 Two locks, both the operating system's (flock), which lets go of a lock when its holder dies:
 `.claims/NAME.lock` around each append, and `.claims/NAME/KEY` for as long as a worker computes KEY.
@@ -24,12 +24,12 @@ class Journal:
 
     Parameters
     ----------
-    path : path of the .jsonl file; its folder is made when missing
-    read : called once with each line and its place for messages; it gives the line to use, or raises `UserError`
+    path : path of the .jsonl file; its folder is created if missing
+    read : called once with each line and its location for messages; returns the line to use, or raises `UserError`
 
     Attributes
     ----------
-    check : called with each line that is read from now on, also when one is about to be appended
+    check : called with each line read from then on, also before one is appended
     """
 
     def __init__(self, path: str | Path, read: Callable[[dict[str, Any], str], dict[str, Any]] | None = None):
@@ -41,7 +41,7 @@ class Journal:
             self._claims = self.path.parent / ".claims" / self.path.stem
             for folder in (self._claims.parent, self._claims):
                 if folder.is_symlink():
-                    raise UserError(f"{folder} is a link, but locks are kept in a folder of probekit's: remove it.")
+                    raise UserError(f"{folder} is a link, but must be a folder for lock files; remove it.")
             self._claims.mkdir(parents=True, exist_ok=True)
             self._lock = self._claims.with_name(f"{self._claims.name}.lock")
             with file_lock(self._lock):
@@ -52,7 +52,7 @@ class Journal:
             ) from None
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole lines, oldest first; a `UserError` if the file is none of ours."""
+        """All complete lines, oldest first; raises `UserError` if the file is not a journal of probekit."""
         self._take(read_bytes(self.path, MOST_BYTES) if self.path.exists() else b"")
         return [line for _, line in self._lines.values()]
 
@@ -61,14 +61,14 @@ class Journal:
         return {line["key"] for line in self.lines()}
 
     def append(self, line: Mapping[str, Any]) -> bool:
-        """Add one line durably; False (and nothing written) when its key is there already.
+        """Append one line durably; returns False without writing if its key exists already.
 
         A torn last line (the writer was killed, or the power failed) is cut first. The new line goes out in one write
         and is synced before this returns.
         """
         payload = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with file_lock(self._lock):
-            # like a lock's file: no link is followed, and no pipe waited for
+            # as for lock files, links are not followed, and opening a pipe must not block
             descriptor = open_lock_file(self.path)
             try:
                 content = _read_all(descriptor)
@@ -78,7 +78,7 @@ class Journal:
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
                 try:
-                    # an editor may have left the last line without its end
+                    # an editor may have removed the last newline
                     write_all(descriptor, payload if content[:end][-1:] in (b"", b"\n") else b"\n" + payload)
                 except OSError as error:
                     os.ftruncate(descriptor, end)
@@ -89,22 +89,20 @@ class Journal:
         return True
 
     def _take(self, content: bytes) -> int:
-        """Take in what the file holds now; where its whole lines end."""
+        """Read new lines of the file; returns the end of its last complete line."""
         if not content.startswith(self._content):  # lines were removed, or it is another file
             self._content, self._lines = b"", {}
         start, found = len(self._content), dict(self._lines)
         parsed, end = parse_lines(content[start:], self.path, 1 + self._content.count(b"\n"))
-        # a torn line of ours begins as a whole one and may be cut; another program's file may not
+        # an incomplete line may be removed only if it begins like one of ours
         ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
         if not ours or any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
-            raise UserError(
-                f"{self.path} contains lines that are not records of probekit's: choose another output folder."
-            )
+            raise UserError(f"{self.path} contains lines that are not probekit records; choose another output folder.")
         for where, line in parsed:
             line = self._read_line(line, where)
             first, same = found.setdefault(line["key"], (where, line))
             if figures(same) != figures(line):
-                raise UserError(f"{first} and {where} have the same key and other figures: remove one.")
+                raise UserError(f"{first} and {where} have the same key but differ; remove one.")
             if self.check is not None:
                 self.check(line)
         self._content, self._lines = content[: start + end], found
@@ -112,10 +110,10 @@ class Journal:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Hold a key while computing its line.
+        """Claim a key while computing its line.
 
-        True when it is ours to do, False when done or claimed by a living process. The claim of a process that died is
-        free again at once.
+        True if the claim succeeded, False if the key is done or claimed by another process. The claims of a process end
+        with it.
         """
         file = self._claims / key
         with file_lock(file, wait=0) as held:
@@ -123,11 +121,11 @@ class Journal:
                 yield False
                 return
             try:
-                # another worker may have finished the key between our reading of the journal and this lock
+                # another worker may have finished the key after we read the journal and before we took this lock
                 yield key not in self.keys()
             finally:
                 if key in self.keys():
-                    # safe while we hold it: a process that still has the unlinked file locked sees the key done
+                    # safe under the lock: a process that then locks the unlinked file finds the key done
                     file.unlink(missing_ok=True)
 
 
@@ -145,11 +143,11 @@ def share_work(
     progress: Callable[[set[str]], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> None:
-    """Have every key in the journal when this returns, shared among any number of processes.
+    """Compute all keys that are missing in the journal, shared among any number of processes.
 
     Parameters
     ----------
-    work : computes the line of a key; called for the keys that no other living process holds
+    work : computes the line of a key; called for keys not claimed by another running process
     progress : called with the keys that are done, whenever they have changed
     """
     shown: set[str] | None = None

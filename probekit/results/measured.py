@@ -47,16 +47,16 @@ class Measured(NamedTuple):
 
 
 def metric_names() -> list[str]:
-    """Every name that `find_metric` knows."""
+    """All names accepted by `find_metric`."""
     return [*METRICS, *(f"{name}{SCALED}" for name in ("log_loss", "ece", "brier")), *LABEL_FREE]
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by name (`_scaled`: after the temperature of `calibrate`), or a `UserError` that lists the names."""
+    """A metric by name (`_scaled`: after temperature scaling by `calibrate`); raises `UserError` with all names."""
     known = METRICS | LABEL_FREE
     if name not in metric_names():
         hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if re.search("acc|cur", name, re.I) else "")
-        raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.{hint}")
+        raise UserError(f"Unknown metric {name!r}; there are {', '.join(metric_names())}.{hint}")
     if name in known:
         return known[name]
     own = METRICS[name.removesuffix(SCALED)]
@@ -64,7 +64,7 @@ def find_metric(name: str) -> Metric:
 
 
 def measured(record: Record, metric: Metric) -> Measured:
-    """The value of a metric, and what intervals and tests resample."""
+    """The value of a metric, and the values that intervals and tests resample."""
     if metric.label_free:
         return Measured(_of_features(record, metric.name), None, None)
     is_scaled = metric.name.endswith(SCALED)
@@ -103,7 +103,7 @@ def _temperature(record: Record) -> float:
             f"{record.seed}): run `{command(*words)}` first."
         )
     if not 0 < found < np.inf:
-        raise UserError(f"{path} has the temperature {found:g} of {record.key}; delete it, and make it again.")
+        raise UserError(f"{path} has the temperature {found:g} of {record.key}; delete it and measure again.")
     return found
 
 
@@ -120,7 +120,7 @@ def _of_features(record: Record, name: str) -> float:
 
 
 def geometry_file(features: Path) -> Path:
-    """Where `geometry` writes its table: beside the feature file."""
+    """Path of the table of `geometry`, next to the feature file."""
     return features.with_suffix(".geometry.csv")
 
 
@@ -143,11 +143,11 @@ def _cell(path: Path, key: str, value: str, column: str, features: str = "") -> 
             raise ValueError(f"{len(found)} different ones of {value}")
         return next(iter(found), None)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has no numbers {column} by {key} ({error}); delete it, and make it again.") from None
+        raise UserError(f"{path} has no numbers {column} by {key} ({error}); delete it and measure again.") from None
 
 
 def csv_table(path: Path) -> "pd.DataFrame":
-    """A table that `calibrate` or `geometry` wrote, read anew when the file has changed."""
+    """A table written by `calibrate` or `geometry`, cached until the file changes."""
     return _table(path, path.stat().st_mtime_ns)
 
 
@@ -158,13 +158,13 @@ def _table(path: Path, _changed: int) -> "pd.DataFrame":
     try:
         return pd.read_csv(path, dtype={"layer": str, "record": str, "features": str})
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, and make it again.") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}); delete it and measure again.") from None
 
 
 def fit_temperature(log_proba_NK: np.ndarray, y_N: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
-    """The T that makes softmax(log_proba / T) most likely for held-out labels: one number from 1/1000 to 1000.
+    """The T from 1/1000 to 1000 that maximises the likelihood of held-out labels under softmax(log_proba / T).
 
-    Log-loss is convex in 1/T, so the bounded search finds the least one.
+    Log-loss is convex in 1/T, so the bounded search finds the global minimum.
 
     References
     ----------

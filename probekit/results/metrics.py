@@ -24,12 +24,12 @@ class Metric:
     ----------
     name, words : its name in records and tables, and on an axis
     function : the score, or None where it is not defined
-    rows : one value a row (N,) whose mean is the score, where there are such values
-    percent : whether it is a share, shown in percent
+    rows : values per row (N,) whose mean is the score, if there are any
+    percent : whether it is a fraction, shown in percent
     larger_is_better : False for losses and errors
-    most : the largest value there is (1 for a share), where limits of intervals end
+    most : the largest possible value (1 for a fraction), at which intervals are clipped
     counts : whether `rows` are right or wrong (bool), so that one probe has Wilson's interval
-    label_free : whether it is a measure of the features, which no test row enters
+    label_free : whether it is a property of the features alone, computed without labels
     """
 
     name: str
@@ -43,7 +43,7 @@ class Metric:
     label_free: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # functions made where a metric is defined cannot be pickled; its name can
+        # functions defined by a decorator cannot be pickled, but names can
         return import_module("probekit.results.measured").find_metric, (self.name,)
 
     def __call__(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
@@ -51,7 +51,7 @@ class Metric:
 
     @property
     def factor(self) -> float:
-        """From the score to the number that is shown."""
+        """Factor from the score to the displayed number."""
         return 100.0 if self.percent else 1.0
 
     @property
@@ -60,11 +60,11 @@ class Metric:
         return "test_accuracy" if self.name == "top1" else self.name
 
     def text(self, shown: float, sign: str = "", unit: bool = False) -> str:
-        """A shown number in print: one decimal of a percentage, else three digits after the point."""
+        """Format a displayed number: percentages with one decimal, others with three."""
         return f"{shown:{sign}.{1 if self.percent else 3}f}" + " %" * (unit and self.percent)
 
     def resampled(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-        """Values (M,) whose mean is the score and whose spread is that of new test rows: what intervals resample.
+        """Values (M,) for resampling: their mean is the score, their spread that over new test rows.
 
         bool (N,) for a score that counts rows. For the mean of other row values, the means of `GROUPS` groups of rows;
         for any other score the pseudo-values of the jackknife that leaves out one such group at a time. Groups depend
@@ -89,11 +89,11 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(function: Any = None, **shown: Any) -> Any:
-    """Enter a function of log-probabilities (N, K) and class indices (N,) in `METRICS` under its own name.
+    """Register a function of log-probabilities (N, K) and class indices (N,) in `METRICS` under its own name.
 
     Parameters
     ----------
-    function : the score; with `by_row=True` it gives one value a row, and the score is their mean
+    function : the score; with `by_row=True` it returns one value per row, whose mean is the score
     shown : fields of `Metric`: words, percent (then `most` is 1), larger_is_better, most, counts
     """
     if function is None:
@@ -105,7 +105,7 @@ def metric(function: Any = None, **shown: Any) -> Any:
         values = function(log_proba_NK, y_N)
         if values is None:
             return None
-        return min(float(values.mean()), about["most"])  # weights of rows may round a share of all rows to more than 1
+        return min(float(values.mean()), about["most"])  # a weighted fraction may exceed 1 by rounding
 
     score = mean if by_row else function
     METRICS[function.__name__] = Metric(function.__name__, score, rows=function if by_row else None, **about)
@@ -114,7 +114,7 @@ def metric(function: Any = None, **shown: Any) -> Any:
 
 @metric(by_row=True, words="Test accuracy", percent=True, counts=True)
 def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """Whether a row's most probable class is its own; of equal ones the first counts."""
+    """Whether a row's most probable class is correct; among ties the first class counts."""
     return log_proba_NK.argmax(1) == y_N
 
 
@@ -126,7 +126,7 @@ def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray | None:
 
 @metric(by_row=True, words="Mean-per-class accuracy", percent=True)
 def mean_per_class(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """Accuracy of each class of `y_N`, averaged over the classes: rows of rare classes weigh more."""
+    """Accuracy of each class of `y_N`, averaged over the classes, so that rows of rare classes have more weight."""
     classes, index, counts = np.unique(y_N, return_inverse=True, return_counts=True)
     return (log_proba_NK.argmax(1) == y_N) * (len(y_N) / (len(classes) * counts))[index]
 
@@ -191,9 +191,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     from scipy.stats import binomtest
 
     if n < 1 or not 0 <= successes <= n:
-        raise UserError(
-            f"{successes} successes of {n} rows were given, but 0 to n successes of at least one row are needed."
-        )
+        raise UserError(f"{successes} successes of {n} rows were given; give 0 to n successes of at least one row.")
     interval = binomtest(successes, n).proportion_ci(level, "wilson")
     return float(interval.low), float(interval.high)
 
@@ -239,7 +237,7 @@ def bootstrap_runs(
 
     Notes
     -----
-    A percentile interval over R runs is far too narrow for 2 to 5 of them: it takes their spread for known. Here the
+    A percentile interval over R runs is far too narrow for 2 to 5 runs, since it treats their spread as known. Here the
     error of the mean over runs is drawn from Student's distribution with R - 1 degrees of freedom, scaled by the spread
     of the runs' means, which holds the noise of each run's own. Noise of rows that all runs share is not in that
     spread; it is drawn by resampling rows, scaled to the mean covariance of two runs over the rows.
@@ -256,9 +254,9 @@ def p_over_runs(differences: Sequence[np.ndarray], n_draws: int = 10_000, seed: 
 def _means_over_runs(differences: Sequence[np.ndarray], n_draws: int, seed: int) -> np.ndarray:
     n_runs = len(differences)
     if n_runs < 2:
-        raise UserError(f"{n_runs} run was given, but an interval over runs needs at least 2.")
+        raise UserError(f"{n_runs} run was given; give at least 2 for an interval over runs.")
     means_R = np.array([np.mean(run) for run in differences])
-    # evenly spaced quantiles: 10,000 random draws of Student's heavy tail would move the ends by some percent
+    # evenly spaced quantiles: with 10,000 random draws from Student's heavy tail the limits would vary by some percent
     draws_B = stdtrit(n_runs - 1, (np.arange(n_draws) + 0.5) / n_draws) * means_R.std(ddof=1) / np.sqrt(n_runs)
     if len({len(run) for run in differences}) == 1:
         values_RN = np.stack([np.asarray(run, float) for run in differences])
@@ -286,9 +284,7 @@ def mcnemar_exact(a_correct_N: np.ndarray, b_correct_N: np.ndarray, alternative:
     """
     a, b = np.asarray(a_correct_N, bool), np.asarray(b_correct_N, bool)
     if a.shape != b.shape:
-        raise UserError(
-            f"A paired test was given {a.size} and {b.size} rows, but both must be predictions of the same rows."
-        )
+        raise UserError(f"A paired test was given {a.size} and {b.size} rows; give predictions of the same rows.")
     from scipy.stats import binomtest
 
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
@@ -302,7 +298,7 @@ def _max_t(
     """Means (L,), and the half-width (L,) that their errors stay within at all layers at once: max-T bootstrap."""
     mean_L, error_L = difference_NL.mean(0), difference_NL.std(0) / np.sqrt(len(difference_NL))
     draws_BL = bootstrap_means(difference_NL, n_draws, seed) - mean_L
-    # a layer that never differs from the reference has no error and takes no part in the maximum
+    # a layer that never differs from the reference has no error and is excluded from the maximum
     t_BL = np.divide(draws_BL, error_L, out=np.zeros_like(draws_BL), where=error_L > 0)
     largest_B = (t_BL if one_sided else np.abs(t_BL)).max(1)
     return mean_L, float(np.quantile(largest_B, level)) * error_L

@@ -29,7 +29,7 @@ class PairedDifference:
     only_a, only_b : rows that only one of them classified correctly
     n : shared rows
     a, b : labels, "series layer"
-    over : what the accuracies are means over ("3 seeds"); "" for single probes
+    over : what the accuracies are averaged over ("3 seeds"); "" for single probes
     """
 
     difference: float
@@ -97,7 +97,7 @@ def p_greater(a_SN: np.ndarray, b_SN: np.ndarray) -> float:
 
 
 def p_value(p: float) -> str:
-    """A p-value in print: two digits, never zero."""
+    """Format a p-value: two digits, never zero."""
     return f"{p:.2g}" if p >= LEAST_P else f"< {LEAST_P:.4f}"
 
 
@@ -118,17 +118,17 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"A paired comparison needs the same test rows, but the records are of {names}.")
     rows_a, rows_b, both = row_predictions(a), row_predictions(b), " and ".join(pair_labels(a, b))
     if any(len(np.unique(rows.row_ids)) < len(rows.row_ids) for rows in (rows_a, rows_b)):
-        raise UserError(f"{both} cannot be paired: several of their test rows have one row id; give each its own.")
+        raise UserError(f"{both} cannot be paired: several test rows have the same row id; make row ids unique.")
     _, at_a, at_b = np.intersect1d(rows_a.row_ids, rows_b.row_ids, return_indices=True)
     if not len(at_a):
-        raise UserError(f"{both} share no test row: extract both from the same test split.")
+        raise UserError(f"{both} have no test rows in common; extract both from the same test split.")
     if not np.array_equal(rows_a.labels[at_a], rows_b.labels[at_b]):
-        raise UserError(f"{both} disagree about labels of shared row ids: the data sets differ.")
+        raise UserError(f"{both} have different labels for the same row ids; extract both from the same data set.")
     return rows_a.correct[at_a], rows_b.correct[at_b]
 
 
 def pair_labels(a: Record, b: Record) -> tuple[str, str]:
-    """Series and layers of both as comparisons print them; where these are alike, what else tells them apart."""
+    """Labels of both records in comparisons: series and layers, and if equal, what distinguishes them."""
     labels = [f"{one.series} {'+'.join(one.layers)}" for one in (a, b)]
     for name in ("folder", "feature_file", "probe", "seed", "key"):
         if labels[0] == labels[1] and getattr(a, name) != getattr(b, name):

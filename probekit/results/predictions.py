@@ -22,7 +22,7 @@ _TESTED = {"row_ids": np.int64, "labels": np.int64, "predictions": np.int64, "lo
 
 @dataclass(frozen=True)
 class RowPredictions:
-    """What one record's probe predicts for the test rows.
+    """Predictions of a record's probe for the test rows.
 
     Attributes
     ----------
@@ -44,22 +44,22 @@ class RowPredictions:
 
 
 def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPredictions | None = None) -> None:
-    """Write the arrays of a probe, `classes` among them, and with `rows` what it predicts, atomically."""
+    """Write the arrays of a probe, including `classes`, and its predictions `rows` if given, atomically."""
     tested = {f"test_{name}": getattr(rows, name).astype(kind) for name, kind in _TESTED.items() if rows is not None}
     content = {name: np.ascontiguousarray(value) for name, value in {**arrays, **tested}.items()}
-    # a file of another probe would fit in its place: it says which one it is
+    # stored to detect swapped files of other probes
     write_bytes(path, save(content, {"name": Path(path).name}))
 
 
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a probe file: `classes`, those of its kind, and test_* where the probe has been tested."""
+    """The arrays of a probe file: `classes`, those of its kind, and test_* if the probe has been tested."""
     with explained(f"Probe file {path} cannot be read", "delete its record's line and run the sweep again"):
-        open_regular(path).close()  # a pipe or a device would be waited for
+        open_regular(path).close()  # reading a pipe or a device could block
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written_as = (file.metadata() or {}).get("name", Path(path).name)
     for name, kind in {"classes": np.int64, **{f"test_{name}": kind for name, kind in _TESTED.items()}}.items():
-        if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files hold narrower numbers
+        if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files have narrower types
             arrays[name] = arrays[name].astype(kind, copy=False)
     problem = _problem(arrays)
     if written_as != Path(path).name:
@@ -97,7 +97,7 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
 def row_predictions(record: Record) -> RowPredictions:
     """The test predictions of a record that was read from disk."""
     if record.folder is None:
-        raise UserError("A record made in memory has no per-row predictions; read it with `read_records(path)`.")
+        raise UserError("A record created in memory has no per-row predictions; read it with `read_records(path)`.")
     path = record.folder / record.probe_file
     arrays = load_probe(path)
     if len(arrays.get("test_row_ids", ())) != record.metrics["n_test"]:
@@ -114,17 +114,17 @@ def row_predictions(record: Record) -> RowPredictions:
 
 
 def _contradiction(rows: RowPredictions, record: Record) -> str | None:
-    """Where predictions, probabilities and the record of a probe cannot all be of it, or None."""
+    """How predictions, probabilities and the record of a probe contradict one another, or None."""
     if abs(float(rows.correct.mean()) - record.accuracy) > 1e-6:
         return f"{rows.correct.mean():.4%} of its predictions are right, and the record has {record.accuracy:.4%}"
     if not rows.log_proba.shape[1]:  # a compact file
         return None
     best, columns = rows.log_proba.max(axis=1), np.searchsorted(rows.classes, rows.predictions)
-    # all sums of a large file would take longer than the rest of its reading
+    # summing all rows of a large file would take longer than reading it
     sums = np.exp(rows.log_proba[:1000].astype(np.float64)).sum(axis=1)
     if not np.isfinite(best).all() or best.max() > 1e-3 or not np.allclose(sums, 1, atol=0.01):
         return "test_log_proba holds no logarithms of probabilities"
-    # of equal ones the last bit of float32 may make another the largest
+    # among ties, rounding to float32 may make another class the largest
     if (rows.log_proba[np.arange(len(columns)), columns] < best - 1e-3).any():
         return "its predictions are not the most probable classes"
     return None

@@ -1,4 +1,4 @@
-"""One record: one line of results.jsonl, the whole account of one probe (a layer or a concatenation of layers).
+"""Records: each line of results.jsonl describes one probe of a layer or of concatenated layers.
 
 n_C penalties of the path, N test rows, K classes.
 """
@@ -24,7 +24,7 @@ RESULTS_NAME = "results.jsonl"
 MOST_BYTES = 8 << 30
 """Largest results file that is read: some millions of records."""
 MOST_LAYERS = 10_000
-TEST_NAME = r"\w[\w.+-]{0,199}"  # of a further test set; it becomes part of a file's name
+TEST_NAME = r"\w[\w.+-]{0,199}"  # names of further test sets, which become part of file names
 
 # types of fields, with the bounds that a line of results.jsonl is checked against
 Name = Annotated[str, Text(1000)]
@@ -50,7 +50,7 @@ _DATASET = {
 }
 _REFIT = {"converged": bool, "n_iter": Int(0), "grad_rel": (Real(0), None), "gap": _NUMBER, "kind?": _NAME}
 _METRICS: dict[str, Any] = dict.fromkeys(("top1", "mean_per_class", "top1_low", "top1_high"), _SHARE)
-_NEARLY = -1e-6  # a loss of 0 may be below it by rounding
+_NEARLY = -1e-6  # a loss of 0 may be negative by rounding
 _METRICS |= {"top5": (_SHARE, None), "log_loss": Real(_NEARLY), "n_test": Int(1)}
 _METRICS |= {"ece?": (Real(_NEARLY, 1 - _NEARLY), None), "brier?": (Real(_NEARLY, 2 - _NEARLY), None)}
 _NUMBERS = {str: _NUMBER}  # what else is measured: a function of METRICS gives one number, or none
@@ -58,15 +58,15 @@ _NUMBERS = {str: _NUMBER}  # what else is measured: a function of METRICS gives 
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides a record's numbers; its hash is the record's key.
+    """Everything that determines a record's numbers; its hash is the record's key.
 
     Attributes
     ----------
-    feature_id : the feature file (data, encoder and their provenance, but not where they lie)
+    feature_id : id of the feature file (data, encoder and their provenance, but not their paths)
     layers : names of the layers read, in the order of their columns
-    protocol_hash : the protocol with every default spelled out, the grid of C included
-    split_hash : row ids of train, val and test
-    subset_hash : the training rows used and how often each counts
+    protocol_hash : hash of the protocol with all defaults, including the grid of C
+    split_hash : hash of the row ids of train, val and test
+    subset_hash : hash of the training rows used and their weights
     seed : 0 is the stored split; other seeds redraw it
     dtype, backend, solver_version : what computed it
     method : "" for the protocol's own kind of probe, else the kind
@@ -108,7 +108,7 @@ class Record:
     identity : what was computed; `key` is its hash
     kind : "layer" (a point of the depth curve) or "concat" (the same kind of probe on several layers), else as `probe`
     probe : the kind of probe, a name of `probekit.probes.PROBES`
-    reads, tunes : what that kind reads ("layer", "layers" or "tokens") and what its grid holds ("C", "k" or "lr")
+    reads, tunes : input of that kind ("layer", "layers" or "tokens") and the parameter of its grid ("C", "k" or "lr")
     series : which curve the record belongs to ("igpt", "pixels", ...)
     depth : index of the layer, None for several
     n_layers : number of layers of the feature file
@@ -117,7 +117,7 @@ class Record:
     l2s, val_accuracy, val_log_loss, n_iter, converged, grad_rel, gap : lists of n_C, from the choice of C;
         with cross-validation the worst over the folds (certificates) or pooled over the folds (accuracy, log-loss)
     selection : "val" or "cv5"
-    chosen_index, chosen_C : the penalty chosen; never by the test split
+    chosen_index, chosen_C : the penalty chosen, without the test split
     at_grid_edge : the chosen C is the first or the last of the grid
     refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason, and
         in newer ones `kind`, the bound that the gap is (docs/explanation/solver.md)
@@ -126,14 +126,14 @@ class Record:
         top1_high (Wilson, 95 %), ...
     tests : the same on further test sets, by name
     probe_file : coefficients and per-row test predictions, relative to the results file
-    train_rows : size of the training subset that was asked for, None for all rows
-    per_class : rows of each class in it, where it was drawn so (few-shot)
+    train_rows : requested size of the training subset, None for all rows
+    per_class : rows of each class, if they were drawn by class (few-shot)
     rankme : effective rank of the layer's training features, None where it was not computed
-    plan : how the solver went about the grid, in a sentence; empty for other probes
-    candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
+    plan : a sentence on how the solver fitted the grid; empty for other probes
+    candidates : how layers, bands, mixes or checks were chosen: number tried, and held-out score of each
     feature_file : relative to the results file where possible
     folder : folder of the results file; not stored
-    test : which test set `metrics` and the per-row predictions are of; not stored, see `on`
+    test : test set of `metrics` and the per-row predictions; not stored, see `on`
     """
 
     identity: Identity
@@ -209,11 +209,11 @@ class Record:
 
     @property
     def selection_score(self) -> tuple[float, float]:
-        """What layers are chosen by: held-out accuracy, then (negated) held-out log-loss; larger is better."""
+        """Criterion for choosing layers: held-out accuracy, then (negated) held-out log-loss; larger is better."""
         return self.val_accuracy[self.chosen_index], -self.val_log_loss[self.chosen_index]
 
     def on(self, test: str) -> "Record":
-        """The record as its probe does on another test set; "test" is the data set's own.
+        """The record with the metrics of another test set; "test" is the data set's own.
 
         Raises
         ------
@@ -268,7 +268,7 @@ _LISTS = ("Cs", "l2s", "val_accuracy", "val_log_loss", "n_iter", "converged", "g
 
 
 def check_recordable(store: Any) -> None:
-    """Refuse features of which no record could be read back, or whose test rows contradict their description.
+    """Refuse features whose records could not be read back, or whose test rows contradict their description.
 
     Raises
     ------
@@ -281,7 +281,7 @@ def check_recordable(store: Any) -> None:
     for split in store.splits:
         if not re.fullmatch(TEST_NAME, split):
             raise UserError(
-                f"{split[:200]!r} cannot name a set of test rows; give letters, digits, '.', '+', '-', '_'."
+                f"{split[:200]!r} is not a valid name of a test set; use letters, digits, '.', '+', '-', '_'."
             )
         known = described.get(split, {}).get("labels")
         if known is not None and len(other := np.setdiff1d(store.labels(split), known)):
@@ -291,7 +291,7 @@ def check_recordable(store: Any) -> None:
 
 
 def read_line(line: Mapping[str, Any], where: str, tested: bool = True) -> dict[str, Any]:
-    """A line of results.jsonl, or of choices.jsonl, whose probes are not `tested` yet, in its present form.
+    """Check and upgrade a line of results.jsonl, or of choices.jsonl, whose probes are not `tested` yet.
 
     Older ones lack `probe`, `reads` and `tunes`.
 
@@ -302,12 +302,12 @@ def read_line(line: Mapping[str, Any], where: str, tested: bool = True) -> dict[
     """
     schema = line.get("schema") if isinstance(line, Mapping) else None
     if type(schema) is not int:
-        raise UserError(f"{where} is not a record of probekit: it names no schema; remove it.")
+        raise UserError(f"{where} is not a probekit record (it has no schema); remove it.")
     if schema != SCHEMA:
         raise UserError(f"{where} has schema {schema}, but this probekit reads schema {SCHEMA}: upgrade probekit.")
     problem = mismatch(line, _RECORD if tested else _CHOICE) or _inconsistency(line)
     if problem:
-        raise UserError(f"{where} is not a record that can be read: {problem}.")
+        raise UserError(f"{where} is not a valid record ({problem}); remove it and run the sweep again.")
     own = "sgd" if line["protocol"].get("solver") == "sgd" else "linear"
     probe = own if line["kind"] in ("layer", "concat") else line["kind"]
     reads = {"banded": "layers", "mix": "layers", "attentive": "tokens"}.get(probe, "layer")
@@ -316,7 +316,7 @@ def read_line(line: Mapping[str, Any], where: str, tested: bool = True) -> dict[
 
 
 def _inconsistency(line: Mapping[str, Any]) -> str | None:
-    """What two values of a record, each of its type, contradict one another in, or None."""
+    """A contradiction between values of a record, or None."""
     n, index, layers = len(line["Cs"]), line["chosen_index"], line["identity"]["layers"]
     wrong = [name for name in _LISTS if len(line[name]) != n]
     if wrong or not 1 <= n <= 100_000:
@@ -335,11 +335,11 @@ def _inconsistency(line: Mapping[str, Any]) -> str | None:
             return problem
         low, top1, high = (metrics[key] for key in ("top1_low", "top1", "top1_high"))
         top5 = metrics["top5"]
-        # Wilson's limits of all rows or none are off by rounding
+        # Wilson's limits for all rows or none have rounding errors
         if not low - 1e-9 <= top1 <= high + 1e-9 or (top5 is not None and top5 < top1 - 1e-9):
             return f"{place} has top1 {top1:g} with limits {low:g} and {high:g} and top5 {top5}, out of their order"
     if (key := Identity.from_dict(line["identity"]).key) != line["key"]:
-        return f"its key is {line['key']}, and that of its identity {key}: it was edited"
+        return f"its key is {line['key']}, but its contents have the key {key}: it was edited"
     if not 1 <= len(layers) <= MOST_LAYERS:
         return f"identity.layers has {len(layers)} entries, expected 1 to {MOST_LAYERS:,}"
     kind = line["identity"].get("method") or ("layer" if len(layers) == 1 else "concat")
@@ -360,12 +360,12 @@ def _inconsistency(line: Mapping[str, Any]) -> str | None:
 
 
 def test_file(probe_file: str, test: str) -> str:
-    """The file of a probe's per-row predictions on a further test set, beside its own."""
+    """The file of a probe's per-row predictions on a further test set, next to its probe file."""
     return f"{probe_file.removesuffix('.safetensors')}.{test}.safetensors"
 
 
 def results_path(path: str | Path) -> Path:
-    """A results file given by itself or by its folder."""
+    """The path of a results file, given as the file or its folder."""
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path is a {type(path).__name__}; expected the path of a results file or of its folder.")
     path = Path(path)
@@ -373,7 +373,7 @@ def results_path(path: str | Path) -> Path:
 
 
 def parse_lines(content: bytes, name: str | Path = RESULTS_NAME, first: int = 1) -> tuple[list[tuple[str, Any]], int]:
-    """The JSON lines of a journal, each after its place, and where they end.
+    """The JSON lines of a journal, each with its location, and the end of the last complete one.
 
     A last line that a kill or power cut has torn is left out. `first` is the number of the first line.
     """
@@ -391,13 +391,13 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME, first: int = 1)
                     f"{name} is not a results file (its first line is not JSON): "
                     f"give a folder that contains {RESULTS_NAME}."
                 ) from None
-            raise UserError(f"{str(error).rstrip('.')}, and lines follow it: remove or repair it.") from None
+            raise UserError(f"{str(error).rstrip('.')}, and more lines follow; remove or repair it.") from None
         end += len(line) + 1
     return parsed, len(content)
 
 
 def _study_folders(path: str | Path) -> Sequence[str | Path]:
-    """The folders of a study of several data sets, which each have results of their own; else the path itself."""
+    """The results folders of a study of several data sets; otherwise the path itself."""
     folder = Path(path) if isinstance(path, str | PathLike) else Path()
     if (folder / "study.json").is_file() and not (folder / RESULTS_NAME).exists():
         return sorted(file.parent for file in folder.glob(f"*/{RESULTS_NAME}")) or [path]
@@ -410,7 +410,7 @@ def read_records(*paths: str | Path) -> list[Record]:
     Raises
     ------
     UserError
-        There is no such file, a line cannot be read, or two records of one key have other figures.
+        The file does not exist, a line cannot be read, or two records with the same key differ.
     """
     found: dict[str, tuple[str, Record]] = {}
     for path in (folder for given in paths for folder in _study_folders(given)):
@@ -430,15 +430,15 @@ def read_records(*paths: str | Path) -> list[Record]:
             first, same = found.setdefault(record.key, (where, record))
             here = same.folder == record.folder
             if _scores(same) != _scores(record) or (here and figures(same.to_dict()) != figures(record.to_dict())):
-                raise UserError(f"{first} and {where} have the same key {record.key} and other figures: remove one.")
+                raise UserError(f"{first} and {where} have the same key {record.key} but differ; remove one.")
     return [record for _, record in found.values()]
 
 
 def _scores(record: Record) -> list[Any]:
-    """What must agree between records of one key that two machines made, whose last bits may differ."""
+    """The values that must be equal in records with the same key from different machines, apart from rounding."""
     return [record.chosen_C, *((name, on["top1"], on["n_test"]) for name, on in record.tests.items()), record.accuracy]
 
 
 def figures(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree between two lines of one key; when, and how fast, they were made may differ."""
+    """The values that must be equal in two lines with the same key: all except times and versions."""
     return {name: value for name, value in line.items() if name not in ("created", "seconds", "versions")}

@@ -24,13 +24,15 @@ class Results:
 
     Parameters
     ----------
-    paths : one or several results files or folders; a path that holds no records yet raises `UserError`
+    paths : one or several results files or folders; raises `UserError` for a path without records
     """
 
     @checked
     def __init__(self, *paths: str | Path):
         if not paths:
-            raise UserError("Results needs a results file or folder; records in memory are Results.from_records(...).")
+            raise UserError(
+                "Results needs a results file or folder; use Results.from_records(...) for records in memory."
+            )
         self.records: list[Record] = read_records(*paths)
         self.paths = tuple(Path(path) for path in paths)
 
@@ -38,20 +40,20 @@ class Results:
     def path(self) -> Path:
         """The (first) results file."""
         if not self.paths:
-            raise UserError("These results were made from records in memory and have no file.")
+            raise UserError("These results are in memory and have no folder; sweep with out= to write one.")
         return results_path(self.paths[0])
 
     @classmethod
     @checked
     def from_records(cls, records: Iterable[Record]) -> "Results":
-        """Some records only, for instance those of one dataset."""
+        """Results from records in memory, for instance those of one data set."""
         results = cls.__new__(cls)
         results.paths, results.records = (), list(records)
         return results
 
     @checked
     def only(self, keys: Collection[str]) -> "Results":
-        """The records with these keys, of the same files."""
+        """The same results restricted to records with these keys."""
         results = Results.from_records(record for record in self.records if record.key in keys)
         results.paths = self.paths
         return results
@@ -74,10 +76,10 @@ class Results:
     def of(self, series: str | None = None, kind: str | None = None, seed: int | None = 0) -> list[Record]:
         """Records of a series (None: the only one), a kind and a seed (None: all)."""
         if series is None and len(self.series) != 1:
-            raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
+            raise UserError(f"The results contain {len(self.series)} series ({', '.join(self.series)}); name one.")
         series = self.series[0] if series is None else series
         if series not in self.series:
-            raise UserError(f"There is no series {series!r}; there are {', '.join(self.series)}.")
+            raise UserError(f"There is no series {series!r}; choose from {', '.join(self.series)}.")
         return [
             r for r in self.records
             if r.series == series and kind in (None, r.kind) and seed in (None, r.seed) and r.train_rows is None
@@ -85,7 +87,7 @@ class Results:
 
     @checked
     def on(self, test: str) -> "Results":
-        """The same probes on another test set: records, curves and verdicts of those that were tested on it."""
+        """The same probes on another test set, restricted to those that were tested on it."""
         found = [record.on(test) for record in self.records if test == "test" or test in record.tests]
         if not found:
             known = dict.fromkeys(name for record in self.records for name in record.tests)
@@ -96,7 +98,7 @@ class Results:
     def curve(self, series: str | None = None) -> Curve:
         """The depth curve of a series, or of a model with several runs (None: the only one)."""
         if not self.records:
-            raise UserError("These results hold no records.")
+            raise UserError("These results contain no records; run `probekit sweep` first.")
         models = model_names(self.records)
         own = [r for r in self.records if series in (None, r.series, models[r.series])]
         if not own:
@@ -104,18 +106,18 @@ class Results:
             hint = did_you_mean(str(series), known)
             if any(str(series) in r.layers for r in self.records):
                 hint = " It is a layer: compare two of them as compare(results[0], results[1])."
-            raise UserError(f"There is no series {series!r}; there are {', '.join(known)}.{hint}")
+            raise UserError(f"There is no series {series!r}; choose from {', '.join(known)}.{hint}")
         curves = depth_curves(own)
         if len(curves) != 1:
             named = "These results" if series is None else f"The records of series {series!r}"
             if not curves:
-                raise UserError(f"{named} hold no probe of a single layer: run `probekit sweep`.")
+                raise UserError(f"{named} contain no probe of a single layer; run `probekit sweep`.")
             raise UserError(f"{named} have {len(curves)} depth curves; choose a series: {'; '.join(curves)}.")
         return next(iter(curves.values()))
 
     @checked
     def best(self, series: str | None = None) -> Record:
-        """The layer chosen on held-out rows, never the one that tests best; of several seeds or runs the first's."""
+        """The record of the layer chosen on held-out rows, not by test accuracy; of the first seed or run."""
         curve = self.curve(series)
         return curve.records[curve.peak]
 
@@ -135,7 +137,7 @@ class Results:
         return paired_curves(self.curve(a), self.curve(b))
 
     def frame(self) -> "pd.DataFrame":
-        """One row per record: what it is, how it was chosen, its test metrics, and whether it converged."""
+        """One row per record: layers, choices, test metrics, and whether the fit converged."""
         import pandas as pd
 
         return pd.DataFrame([_row(record) for record in self.records])
@@ -144,13 +146,13 @@ class Results:
     def plot_depth(self, ax: Any = None, metric: str = "top1") -> "Axes":
         """Draw a metric over depth, one line per series (the mean of its seeds or runs), with pointwise 95 % bars.
 
-        The layer chosen on held-out rows is ringed; a fit that is not certified is crossed. A series of one layer (raw
-        pixels) becomes a dashed level.
+        The layer chosen on held-out rows is ringed, and uncertified fits are crossed. A series of one layer (raw
+        pixels) is a dashed horizontal line.
         """
         import matplotlib.pyplot as plt
 
         if ax is not None and not hasattr(ax, "errorbar"):
-            raise WrongType(f"ax is of type {type(ax).__name__}; Results.plot_depth expected axes of matplotlib.")
+            raise WrongType(f"ax is of type {type(ax).__name__}; give matplotlib axes.")
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
         curves = self.curves(metric)
         for series, curve in curves.items():
@@ -181,7 +183,7 @@ class Results:
         return f"Results({len(self)} records, series {', '.join(self.series)}, in {where})"
 
     def _repr_html_(self) -> str:
-        """The table that a notebook shows: one row per record, with the most important columns."""
+        """The table shown in a notebook: one row per record, with the most important columns."""
         shown = self.frame().reindex(columns=["series", "dataset", "layers", "C", "top1", "low", "high", "converged"])
         return str(shown.to_html(index=False, float_format="{:.4g}".format))
 
@@ -223,21 +225,21 @@ def compare(
     a : Record, Results, str or Path
         A results folder or file.
     b : Record, Results, str or Path
-        Another one, or the same with another series.
+        Another one, or the same one for another series.
     series_a : str
-        Which series of the first, where it holds several.
+        Series of the first, if it contains several.
     series_b : str
-        Which series of the second.
+        Series of the second.
 
     Returns
     -------
     PairedDifference
-        Over all seeds or pre-training runs, where a series has several.
+        Over all seeds or pre-training runs if a series has several.
 
     Raises
     ------
     UserError
-        The two share no test row, or disagree about the label of one.
+        The two have no test rows in common, or different labels for one.
     """
     first, second = _side(a, series_a, "series_a"), _side(b, series_b, "series_b")
     if isinstance(first, Curve) and isinstance(second, Curve):
@@ -250,5 +252,5 @@ def _side(side: Record | Results | str | Path, series: str | None, flag: str) ->
         return side
     results = side if isinstance(side, Results) else Results(side)
     if series is None and len(known := results.curves()) > 1:
-        raise UserError(f"The results hold several series ({', '.join(known)}): name one as {flag}.")
+        raise UserError(f"The results contain several series ({', '.join(known)}): name one as {flag}.")
     return results.curve(series)

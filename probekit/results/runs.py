@@ -1,4 +1,4 @@
-"""Pre-training runs of one model: series called "NAME, run 1", "NAME, run 2", which are one curve with its spread."""
+"""Pre-training runs of one model: series named "NAME, run 1", "NAME, run 2", combined to one curve with a spread."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +11,12 @@ _RUN = re.compile(r"(.*\S), run (\d+)")
 
 
 def run_name(model: str, number: int) -> str:
-    """The series of a model's run; numbers begin with 1."""
+    """Name of the series of a model's run, numbered from 1."""
     return f"{model}, run {number}"
 
 
 def model_name(series: str) -> str:
-    """The model that a series is of: its name without the run."""
+    """The model of a series: its name without the run."""
     found = _RUN.fullmatch(series)
     return found[1] if found else series
 
@@ -29,7 +29,7 @@ def model_names(records: Iterable[Record]) -> dict[str, str]:
 
 
 def join_runs(records: Sequence[Record], runs: Mapping[str, Sequence[str]]) -> list[Record]:
-    """Records whose series are called runs of one model.
+    """Rename the series of records so that they are runs of one model.
 
     `runs` maps the name of the model to the series that are its runs; to none: the series of that name, each of whose
     feature files is a run.
@@ -44,7 +44,7 @@ def join_runs(records: Sequence[Record], runs: Mapping[str, Sequence[str]]) -> l
         files = dict.fromkeys((r.series, r.identity.feature_id) for r in records if r.series in (named or (model,)))
         order = sorted(files, key=lambda file: list(named).index(file[0]) if named else 0)
         if len(order) < 2:
-            raise UserError(f"{model!r} has one run in these results; name two or more, as in --runs {model}=A,B.")
+            raise UserError(f"{model!r} has only one run in these results; name two or more, as in --runs {model}=A,B.")
         new |= {file: run_name(model, number) for number, file in enumerate(order, start=1)}
     return [replace(r, series=new.get((r.series, r.identity.feature_id), r.series)) for r in records]
 
@@ -55,8 +55,8 @@ def read_runs(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         name, equals, series = text.partition("=")
         if not name or (equals and not series):
-            raise UserError(f"--runs is {text!r}; expected NAME=SERIES,SERIES,... or the NAME that several runs have.")
+            raise UserError(f"--runs is {text!r}; expected NAME=SERIES,SERIES,... or a NAME shared by several runs.")
         if name in found:
-            raise UserError(f"--runs names {name!r} twice; name all runs of a model at once.")
+            raise UserError(f"--runs names {name!r} twice; list all runs of a model together.")
         found[name] = [one.strip() for one in series.split(",") if one.strip()]
     return found

@@ -1,6 +1,6 @@
-"""Accuracy with and without some test rows: for instance those that nearly repeat a training image.
+"""Accuracy with and without some test rows, for instance near-duplicates of training images.
 
-A row set is a small JSON file beside a feature file; nothing is fitted again, only scored on fewer rows.
+A row set is a small JSON file next to a feature file; probes are only scored again on fewer rows, not refitted.
 N test rows, K classes.
 """
 
@@ -61,7 +61,7 @@ class RowSet:
             value = read_json(path, _SCHEMA)
         except (OSError, UserError) as error:
             raise UserError(
-                f"{path} is not a row set ({str(error).rstrip('.')}); make it with `probekit verify --near-duplicates`."
+                f"{path} is not a row set ({str(error).rstrip('.')}); run `probekit verify --near-duplicates`."
             ) from None
         return cls(value["name"], value["dataset"], value["split"], tuple(value["row_ids"]), value.get("how", {}))
 
@@ -89,7 +89,7 @@ def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
     rows = row_predictions(record)
     keep = ~np.isin(rows.row_ids, np.fromiter(row_ids, np.int64))
     if not keep.any():
-        raise UserError(f"Leaving out these rows leaves none of the {len(keep)} test rows of {record.series}.")
+        raise UserError(f"These rows are all of the {len(keep)} test rows of {record.series}.")
     columns = np.searchsorted(rows.classes, rows.labels[keep])
     return score(rows.log_proba[keep].astype(np.float64), columns) | {"n_excluded": int((~keep).sum())}
 

@@ -1,6 +1,6 @@
-"""Choosing the strength of a penalty, a number of neighbours or a learning rate on held-out training rows.
+"""Choose a penalty, a number of neighbours or a learning rate on held-out training rows.
 
-One cross-validation serves every kind of probe. Arrays in, arrays out; no test rows.
+All kinds of probes use this cross-validation, which never sees test rows.
 n values of a grid, N held-out rows, K classes.
 """
 
@@ -22,19 +22,19 @@ from probekit.solver.objective import log_probabilities
 from probekit.solver.path import BLOCK_SCORES, ProbePath, fit_path
 
 Array = NDArray[np.float64]
-TIE = 1e-9  # less than one row in a billion is worth, more than means over folds are off by rounding
-CERTIFICATE = ("n_iter", "grad_rel", "gap", "converged")  # of each fit along a grid
+TIE = 1e-9  # below the effect of one row in a billion, above the rounding of means over folds
+CERTIFICATE = ("n_iter", "grad_rel", "gap", "converged")  # figures of each fit along a grid
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What computes the fits of a call.
+    """How the fits of a call are computed.
 
     Attributes
     ----------
     backend, device : see `fit_path`
     dtype : of the solver's arithmetic, "auto" for `fit_path`'s own choice
-    sharded : each rank of a torch.distributed group fits its share of the rows; all call with the same arguments
+    sharded : each rank of a torch.distributed group has some of the rows; all call with the same arguments
     on_fit : callback with the number of fits just completed
     """
 
@@ -46,11 +46,11 @@ class FitSettings:
 
     @property
     def version(self) -> str:
-        """The solver's own version string; asking for an absent backend raises `UserError`."""
+        """Version of the solver; `UserError` if the backend is not installed."""
         return _version(self.backend, self.device)
 
     def fit_path(self, X: Any, y: np.ndarray, Cs: Any, weights: np.ndarray, protocol: Protocol) -> ProbePath:
-        """`solver.fit_path` under a protocol; no warning is given, so the caller must check `converged`."""
+        """`solver.fit_path` under a protocol, without warnings, so the caller must check `converged`."""
         X, y, weights = self.shard(X, y, weights)
         return fit_path(
             X, y, Cs, sample_weight=None if (weights == 1).all() else weights, standardize=protocol.standardize,
@@ -59,30 +59,30 @@ class FitSettings:
         )  # fmt: skip
 
     def shard(self, X: Any, y: np.ndarray, weights: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
-        """This rank's share of rows; all of them where rows are not sharded."""
+        """This rank's part of the rows, or all of them if rows are not sharded."""
         if not self.sharded:
             return X, y, weights
         own = np.arange(len(y))[current_ranks().part(0, len(y))]
         return X[own], y[own], weights[own]
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum of what the ranks computed of their shares."""
+        """Sum over the ranks."""
         return np.sum(current_ranks().gather(values), axis=0) if self.sharded else values
 
     def agree(self, value: Any) -> Any:
-        """Rank 0's value on all ranks: a last bit that differs must not let them choose differently."""
+        """Rank 0's value on all ranks, so that rounding differences do not lead to different choices."""
         return current_ranks().once(lambda: value) if self.sharded else value
 
 
 def make_settings(backend: str, device: str, dtype: str, parallel: str = "layers") -> FitSettings:
     """The settings of a sweep; with `parallel` "rows" the processes started by torchrun share the rows of every fit."""
     if parallel not in ("layers", "rows"):
-        raise UserError(f"parallel may be layers or rows, but {parallel} was given.")
+        raise UserError(f"parallel is {parallel}; choose layers or rows.")
     if parallel == "layers":
         return FitSettings(backend, device, dtype)
     if backend != "torch" or current_ranks().size == 1:
         raise UserError(
-            "parallel is rows, which needs the torch backend and several processes: start with "
+            "parallel='rows' needs the torch backend and several processes; start with "
             "`torchrun --nproc-per-node N --no-python probekit ...`."
         )
     join_group(find_device(device))
@@ -91,15 +91,15 @@ def make_settings(backend: str, device: str, dtype: str, parallel: str = "layers
 
 @lru_cache
 def _version(backend: str, device: str) -> str:
-    # the solver is asked itself, so that the name in a key and the name in a fit cannot differ
+    # take the name from the solver, so that keys and fits always agree
     X = np.array([[-1.0], [0.0], [1.0], [2.0]], np.float32)
     return fit_path(X, np.array([0, 1, 0, 1]), [1.0], backend=backend, device=device).solver_version
 
 
 class HeldOut(NamedTuple):
-    """One round's scores for every value of the grid, as weighted sums over the held-out rows (n,).
+    """Scores of one round for every value of the grid, as weighted sums over the held-out rows (n,).
 
-    `certificates` maps names of `CERTIFICATE` to arrays (n,); fits without any count as exact.
+    `certificates` maps names of `CERTIFICATE` to arrays (n,); fits without certificates count as exact.
     """
 
     correct: Array
@@ -111,18 +111,18 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """How every value of a grid did on held-out rows, and which was chosen. Arrays are (n,).
+    """Held-out scores of every value of a grid, and the chosen value. Arrays are (n,).
 
     Attributes
     ----------
     grid : penalties C, ascending; or numbers of neighbours, or learning rates
     accuracy, log_loss : over all held-out rows (weighted; pooled over folds)
-    n_iter, grad_rel, gap : of the worst fold, None where a fit has no certificate; converged : in every fold
+    n_iter, grad_rel, gap : of the worst fold, None if a fit has no certificate; converged : in every fold
     rule : "val" or "cv5"
     fold_accuracy, fold_log_loss : the same of each round (rounds, n)
-    l2s : the grid as l2 of the mean loss over the rows of the final fit; zeros where it is no penalty
-    grid_ends : first and last of the grid; None where a wider one would make no sense
-    plan : how the solver went about the grid
+    l2s : the grid as l2 of the mean loss over the rows of the final fit; zeros if it does not consist of penalties
+    grid_ends : first and last value of the grid; None if a wider grid would not make sense
+    plan : the solver's method
     """
 
     grid: Array
@@ -151,17 +151,17 @@ class Selection:
 
     @property
     def at_grid_edge(self) -> bool:
-        """Whether the chosen value is the first or last of the grid: a wider one might hold a better."""
+        """Whether the chosen value is the first or last of the grid, so a wider one might contain a better value."""
         first, last = self.grid_ends or (0.0, np.inf)
         return not first * (1 + 1e-9) < self.chosen < last * (1 - 1e-9)
 
     @property
     def score(self) -> float:
-        """One number to compare feature sets by: accuracy is a multiple of 1/N, log-loss only breaks its ties."""
+        """A score to compare sets of features: accuracy, with ties broken by log-loss."""
         return float(self.accuracy[self.index] - 1e-7 * min(self.log_loss[self.index], 10.0))
 
     def merge(self, other: "Selection") -> "Selection":
-        """Both grids as one, ascending."""
+        """Merge two grids, ascending."""
         order = np.argsort(np.concatenate([self.grid, other.grid]))
         names = ("grid", "accuracy", "log_loss", *CERTIFICATE, "fold_accuracy", "fold_log_loss")
         pairs = {name: [getattr(self, name), getattr(other, name)] for name in names}
@@ -169,7 +169,7 @@ class Selection:
         return replace(self, **merged, l2s=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of a record that says how the value was chosen, as JSON."""
+        """The part of a record about the choice of the value, as JSON."""
         l2s = np.zeros(len(self.grid)) if self.l2s is None else self.l2s
         return {
             "Cs": self.grid.tolist(),
@@ -184,7 +184,7 @@ class Selection:
             "chosen_index": self.index,
             "chosen_C": self.chosen,
             "at_grid_edge": self.at_grid_edge,
-            "plan": self.plan.partition("; about")[0],  # how much was free at the time is no part of a result
+            "plan": self.plan.partition("; about")[0],  # free memory is not part of a result
         }
 
 
@@ -203,9 +203,9 @@ def cross_validate(
     rule: str = "",
     on_fit: Callable[[int], None] | None = None,
 ) -> Selection:
-    """Fit every value of a grid (n,) in every round, (rows to fit, rows held out), and score it on the rows held out.
+    """Fit every value of a grid (n,) in every round, (rows to fit, rows held out), and score it on the held-out rows.
 
-    `fit_and_score` takes the grid and a round and gives its `HeldOut`; `on_fit` the number of fits just completed.
+    `fit_and_score` takes the grid and a round and returns `HeldOut`; `on_fit` gets the number of fits just completed.
     """
     values = np.asarray(grid, np.float64)
     scores = []
@@ -244,9 +244,9 @@ def score_log_proba(
 def score_blocks(
     blocks: Iterable[torch.Tensor], columns: np.ndarray, weights: np.ndarray, certificates: Mapping[str, Any] = {}
 ) -> HeldOut:
-    """The same of log-probabilities that come as tensors (n, m, K), blocks of rows in order.
+    """As `score_log_proba`, for log-probabilities given as tensors (n, m, K) of consecutive blocks of rows.
 
-    They are scored on their device; only the sums over all rows come to the host.
+    They are scored on their device; only the sums over all rows are copied to the host.
     """
     sums: Any = 0.0
     start = 0
@@ -263,7 +263,7 @@ def score_blocks(
 def score_path(path: ProbePath, X: Any, columns: np.ndarray, weights: np.ndarray) -> tuple[Array, Array]:
     """Weighted sums (n,) of correctness and of cross-entropy (nats) over rows X (N, D) of classes `columns` (N,).
 
-    On the device of the path, a block of rows at a time, so that K = 1,000 needs no more memory. X may be a source.
+    Computed on the device of the path, one block of rows at a time, to limit memory for large K. X may be a source.
     """
     device = path.settings.get("device", "cpu")
     n_C, R, D = path.coef.shape
@@ -275,13 +275,13 @@ def score_path(path: ProbePath, X: Any, columns: np.ndarray, weights: np.ndarray
         flat = to_device(X[start : start + step], device, torch.float64) @ coef.T
         return log_probabilities(flat.view(-1, n_C, R).transpose(0, 1) + intercept)
 
-    starts = range(0, max(len(columns), 1), step)  # a rank may hold none of the rows
+    starts = range(0, max(len(columns), 1), step)  # a rank may have no rows
     scores = score_blocks(map(log_proba, starts), columns, weights)
     return scores.correct, scores.loss
 
 
 def choose_C(X: Any, split: TrainingRows, protocol: Protocol, settings: FitSettings) -> Selection:
-    """Choose C of logistic regression on features X (N, D): a path a round; refined around the best if asked."""
+    """Choose C of logistic regression on features X (N, D), with one path per round and optional refinement."""
     rule = split.resolve_rule(protocol.selection)
     rounds = split.rounds(rule)
 
@@ -299,8 +299,8 @@ def choose_C(X: Any, split: TrainingRows, protocol: Protocol, settings: FitSetti
 
     grid = np.asarray(protocol.Cs)
     selection = search(grid)
-    for step in range(1, protocol.refine + 1 if len(grid) > 1 else 1):  # one penalty has no spacing to halve
-        # the protocol's grid moved so that it starts at the best C: its spacing is what refine_grid halves
+    for step in range(1, protocol.refine + 1 if len(grid) > 1 else 1):  # a single penalty has no spacing to halve
+        # shift the protocol's grid to start at the best C, because refine_grid halves its spacing
         finer = refine_grid(grid * (selection.chosen / grid[0]), 0, step)
         fresh = np.array([C for C in finer if not np.isclose(C, selection.grid).any()])
         if len(fresh):

@@ -1,4 +1,4 @@
-"""Named probing protocols, each with the penalty convention of its source, resolved to scikit-learn's C.
+"""Named probing protocols, with the penalty conventions of their sources converted to scikit-learn's C.
 
 The conversions, with N the sum of the sample weights and C in `1/2 ||W||^2 + C sum_i ce_i`:
 
@@ -28,11 +28,11 @@ class SGDConfig:
 
     Attributes
     ----------
-    learning_rates : the grid (the paper's go 30, 10, 3, ...); each falls to zero along a cosine
-    epochs, batch_size : passes over the rows and rows of a step; neither is stated by the paper
+    learning_rates : the grid (30, 10, 3, ... in the paper); each decays to zero along a cosine
+    epochs, batch_size : passes over the rows and rows per step, which the paper does not state
     momentum : 0.9 in the paper
-    weight_decay : of the weights, not of the intercepts; equals scikit-learn's C = 1/(N weight_decay)
-    seed : of the order of rows
+    weight_decay : applied to the weights but not the intercepts; equals scikit-learn's C = 1/(N weight_decay)
+    seed : seed of the order of rows
     """
 
     learning_rates: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -45,20 +45,20 @@ class SGDConfig:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a layer is probed, whole.
+    """Complete description of how a layer is probed.
 
     Attributes
     ----------
     name : of the protocol
     Cs : penalties in scikit-learn's convention (the coarse grid, if `refine` > 0)
-    standardize : scale features by training mean and deviation
+    standardize : standardise features by the training mean and standard deviation
     tol, max_iter : of the solver
     selection : "auto" (5-fold cross-validation below 20,000 training rows, else "val"), "val" or "cv5"
     refit : "train+val" or "train": the rows of the final fit, with the chosen C kept
     refine : halvings of the grid's spacing around the best C after the coarse grid (CLIP, linear_eval), 0 for none
     solver : "path" (exact) or "sgd" (`probes.sgd`; then `sgd` says how, and learning rates take the place of Cs)
-    normalize : scale each row to unit length first (CLIP_benchmark's habit; off in all named ones but where stated)
-    source : where the protocol comes from
+    normalize : scale each row to unit length first (as CLIP_benchmark does; off unless stated)
+    source : the paper or code the protocol is from
     """
 
     name: str
@@ -85,23 +85,23 @@ class Protocol:
         """The protocol as JSON: what a record stores and `hash` identifies."""
         resolved = asdict(self) | {"Cs": [float(C) for C in self.Cs]}
         if self.sgd is None:
-            del resolved["sgd"]  # exact protocols keep the identity they had before SGD was one of them
+            del resolved["sgd"]  # leave out `sgd`, so that exact protocols keep the hash from before SGD was added
         else:
             resolved["sgd"]["learning_rates"] = list(self.sgd.learning_rates)
         return resolved
 
     @property
     def probe(self) -> str:
-        """The kind of probe (a name of `PROBES`) that the depth curve of this protocol is made of."""
+        """The kind of probe (a name in `PROBES`) of this protocol's depth curve."""
         return "linear" if self.solver == "path" else self.solver
 
     @property
     def hash(self) -> str:
-        """Identity of everything that changes a number; neither name nor source does."""
+        """Hash of every setting that affects results, so not of name and source."""
         return hash_json({key: value for key, value in self.resolved().items() if key not in ("name", "source")})
 
     def with_(self, **changes: Any) -> "Protocol":
-        """A changed copy; unless renamed, the name says that it was changed."""
+        """A copy with changes, marked in its name unless that is changed too."""
         if "Cs" in changes:
             try:
                 changes["Cs"] = tuple(float(C) for C in changes["Cs"])
@@ -113,7 +113,7 @@ class Protocol:
 def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
     """linear_eval penalises lambda ||W||^2 (no half) on the summed loss, so C = 1/(2 lambda).
 
-    For two classes it keeps two rows of weights, which end as -w/2 and w/2 of the one sigmoid row w, so C = 1/lambda.
+    For two classes it has two rows of weights, which converge to -w/2 and w/2 of the sigmoid row w, so C = 1/lambda.
     """
     return (1.0 if n_classes == 2 else 0.5) / np.asarray(lambdas, np.float64)
 
@@ -126,17 +126,17 @@ def grid_words(Cs: Sequence[float]) -> str:
 
 
 def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:
-    """The two penalties beside the best one, at the grid's spacing in log C halved `step` times."""
+    """The two penalties next to the best one, at the grid's spacing in log C halved `step` times."""
     log_Cs = np.log(np.asarray(Cs, np.float64))
     spacing = (log_Cs[-1] - log_Cs[0]) / (len(log_Cs) - 1) / 2**step
     return tuple(np.exp([log_Cs[best] - spacing, log_Cs[best] + spacing]).tolist())
 
 
-SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
+SEARCH_PENALTIES = 9  # number of evenly spaced penalties used to compare gammas, mixes or sets of layers
 
 
 def subsample_grid(Cs: Sequence[float]) -> tuple[float, ...]:
-    """About `SEARCH_PENALTIES` of a grid, evenly spaced, its first among them."""
+    """About `SEARCH_PENALTIES` evenly spaced values of a grid, including its first."""
     return tuple(Cs[:: max(1, -(-(len(Cs) - 1) // (SEARCH_PENALTIES - 1)))])
 
 
@@ -177,22 +177,22 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def get_protocol(protocol: "str | Protocol") -> Protocol:
-    """A protocol by name, or the one given; `UserError` where no protocol has that name."""
+    """A protocol by name, or the given one; `UserError` for an unknown name."""
     if isinstance(protocol, Protocol):
         return protocol
     if protocol not in PROTOCOLS:
         hint = did_you_mean(protocol, PROTOCOLS)
-        raise UserError(f"protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}.{hint}")
+        raise UserError(f"Unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.{hint}")
     return PROTOCOLS[protocol]
 
 
 def resolve_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
-    """A protocol by name or value, with `Cs` put in its place, sorted; refuses what a sweep cannot run."""
+    """A protocol by name or value, with `Cs`, sorted, as its penalties; `UserError` for what a sweep cannot run."""
     resolved = get_protocol(protocol)
     if resolved.sgd is not None:
         if Cs is not None:
             what = f"Protocol {resolved.name} trains by SGD with its own learning rates"
-            raise UserError(f"{what}; Cs do not apply to it.")
+            raise UserError(f"{what}; omit Cs.")
         return resolved
     if Cs is not None:
         try:
@@ -202,5 +202,5 @@ def resolve_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
         resolved = resolved.with_(Cs=np.unique(np.atleast_1d(values)))
     bad = [C for C in resolved.Cs if not (np.isfinite(C) and C > 0)]
     if bad or not resolved.Cs:
-        raise UserError(f"C must be a positive number, but {bad[0] if bad else 'no C'} was given.")
+        raise UserError(f"C is {bad[0] if bad else 'an empty list'}; give positive numbers.")
     return resolved

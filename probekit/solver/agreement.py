@@ -1,8 +1,8 @@
-"""Factorisations that the ranks of a sharded fit make of what they all hold: rank 0's, on every rank.
+"""Use rank 0's matrix factorisations on every rank of a sharded fit.
 
-Sums over ranks are the same on each, but a factor of them need not be: another processor, or another library version,
-differs in the last bit, an eigenvector in its sign. Ranks that go on with factors of their own decide differently when
-to stop, and wait for one another for ever.
+Sums over ranks are identical on every rank, but their factorisations need not be: with a different processor or library
+version they differ in the last bit, or an eigenvector in its sign. Ranks with different factors would decide
+differently when to stop, and then wait for each other forever.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ class _RankZero(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in FACTORISATIONS:
             for part in [result] if isinstance(result, Tensor) else result:
-                sent = part.contiguous()  # LAPACK's factors are stored by columns
+                sent = part.contiguous()  # LAPACK returns factors in column-major order
                 torch.distributed.broadcast(sent, 0)
                 part.copy_(sent)
         return result
 
 
 def rank_zero_factors(sharded: bool) -> AbstractContextManager[Any]:
-    """While the body runs, every factorisation is rank 0's, if the rows are sharded."""
+    """If the rows are sharded, use rank 0's factorisations on all ranks during the body."""
     return _RankZero() if sharded else nullcontext()

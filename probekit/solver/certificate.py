@@ -1,17 +1,17 @@
-"""The certificate of each fit, measured in float64: bounds of the gap f(theta) - f*, however theta was found.
+"""The certificate of each fit, computed in float64: upper bounds of the gap f(theta) - f* for any theta.
 
 **duality_gap.** With e = ||g_b||_1 / 2 (|g_b| if R = 1), q the smallest class share and |x| the longest row,
     f(theta) - f*  <=  (||g_W|| + sqrt(2) |x| e)^2 / (2 l2)  +  e (range(b) + log(1 / q) + sqrt(2) |x| ||W||)
-at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
+at every theta, even far from the optimum. A bound on the gradient's rounding error is added to its norm.
 
 **corrected_duality_gap.** For any distributions q_i over the classes,
     f*  >=  f(theta) - sum_i w_i KL(q_i || p_i) - (the bound above with r in place of g) ,
     r = l2 W + sum_i w_i (q_i - onehot(y_i)) x_i' .
 With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes it half the squared Newton decrement,
-to second order. It holds for every u, and serves every other theta. Proofs: docs/explanation/solver.md.
+to second order. It holds for every u, and is used if the first bound is too large. Proofs: docs/explanation/solver.md.
 
-Converged: the bound is at most `tol` of the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at zero
-has a relative gradient of 1, so it passes only where the data give no gradient but rounding; then it is 0.
+Converged: the bound is at most `tol` times the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at
+zero has a relative gradient of 1, so it passes only if the gradient is zero up to rounding; then it is reported as 0.
 """
 
 import math
@@ -31,17 +31,17 @@ Array = NDArray[Any]
 Numbers = TypeVar("Numbers", Tensor, Array)
 
 GRADIENT_RATIO = 1e-2
-NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
-INTERCEPT_PASSES = 4  # one is exact but for clipped probabilities and rounding
+NO_WEIGHT = 1e-18  # class share used for the intercept of a class without weight
+INTERCEPT_PASSES = 4  # one pass is exact except for clipped probabilities and rounding
 KINDS = ("duality_gap", "corrected_duality_gap")
 
 
 @dataclass(frozen=True)
 class Certified:
-    """Probes theta (P, R, D+1) float64 of the rows as given, and figures (P,) of each.
+    """Probes theta (P, R, D+1) float64 in the original columns, and figures (P,) of each.
 
-    Figures are loss, grad_max, grad_rel, gap_bound (of f(theta) - f*), gap (the same over the loss), kind (where it
-    comes from), intercept_residual, n_iter (passes over the rows), stop_reason.
+    Figures are loss, grad_max, grad_rel, gap_bound (of f(theta) - f*), gap (gap_bound / loss), kind (of the bound),
+    intercept_residual, n_iter (passes over the rows), stop_reason.
     """
 
     theta: NDArray[np.float64]
@@ -52,9 +52,9 @@ class Certified:
         cls, theta: Array, gradient: Array, shift: Array, at_zero: float, loss: Array, bound: Array, kind: Array,
         n_iter: Array, stalled: Array,
     ) -> "Certified":  # fmt: skip
-        """Figures of probes, with gradients (P, R, D+1) of the rows minus `shift` (D,) and max|g| at W = 0.
+        """Figures of probes, with gradients (P, R, D+1) for the rows minus `shift` (D,), and max|g| at W = 0.
 
-        `bound` (P,) is of the gap, `kind` its place in `KINDS`; those that are not `stalled` had no steps left.
+        `bound` (P,) bounds the gap, `kind` is its index in `KINDS`; fits that are not `stalled` ran out of steps.
         """
         of_b = np.abs(gradient[..., -1]).max(axis=1)
         of_given = gradient[..., :-1] + gradient[..., -1:] * shift
@@ -72,17 +72,17 @@ class Certified:
         return cls(theta, figures)
 
     def converged(self, tol: float) -> NDArray[np.bool_]:
-        """The one definition of a converged fit (P,)."""
+        """Whether each fit has converged (P,)."""
         figures = self.figures
         small = (figures["grad_rel"] <= GRADIENT_RATIO) | (figures["grad_max"] <= 1e-14)
         return np.asarray((figures["gap"] <= tol) & small)
 
     def take(self, index: NDArray[np.int64]) -> "Certified":
-        """The probes at `index`."""
+        """Select the probes at `index`."""
         return Certified(self.theta[index], {name: values[index] for name, values in self.figures.items()})
 
     def put(self, index: NDArray[np.int64], new: "Certified") -> None:
-        """Overwrite the probes at `index` where new ones have a smaller gap; passes are added."""
+        """Replace the probes at `index` by new ones with a smaller gap, adding up the passes."""
         passes = self.figures["n_iter"]
         passes[index] += new.figures["n_iter"]
         better = new.figures["gap"] < self.figures["gap"][index]
@@ -92,19 +92,19 @@ class Certified:
 
 
 class Bound:
-    """The bound at the top of this file, for probes of rows whose `longest` is sqrt(2) |x|; of NumPy or torch."""
+    """`duality_gap` as in the module docstring, where `longest` is sqrt(2) |x|; for NumPy arrays or torch tensors."""
 
     def __init__(self, longest: float, shares: Any) -> None:
         self.longest, self.shares, self.without = longest, shares, shares == 0
-        self.far = 0 * shares  # takes the intercept of a class without weight out of a maximum
+        self.far = 0 * shares  # excludes the intercept of a class without weight from a maximum
         self.far[self.without] = 1e300
         self.log_least = -math.log(float(shares[shares > 0].min()))
 
     def __call__(self, theta: Any, residual: Any, noise: Any, l2: Any, widest: float | None = None) -> Any:
-        """What `residual`, the gradient or that of another dual point, allows f(theta) - f* to be at most (...).
+        """Upper bound (...) of f(theta) - f* from `residual`, the gradient at theta or at another dual point.
 
-        `noise` (..., 2) bounds the rounding in it, of W and of b; `widest` is the largest range of a row's logits
-        without intercepts, where it was measured.
+        `noise` (..., 2) bounds its rounding error for W and for b; `widest` is the largest range of a row's logits
+        without intercepts, if it was measured.
         """
         xp: Any = torch if isinstance(theta, Tensor) else np
         size, of_W = (xp.sqrt((part[..., :-1] * part[..., :-1]).sum(axis=(-2, -1))) for part in (theta, residual))
@@ -112,7 +112,7 @@ class Bound:
         if b.shape[-1] == 1:
             e, spread, lost = g_b[..., 0], abs(b[..., 0]), 0.0
         else:
-            # a class without weight has its best intercept at minus infinity, and its whole probability to lose
+            # the optimal intercept of a class without weight is minus infinity, so it can lose its whole probability
             lost = 2 * (g_b * self.without).sum(axis=-1)
             e = (g_b.sum(axis=-1) - lost / 2) / 2
             spread = xp.amax(b - self.far, axis=-1) - xp.amin(b + self.far, axis=-1)
@@ -122,7 +122,7 @@ class Bound:
 
 
 class GapBound(Bound):
-    """Bounds of the gap (P,) from evaluations of one loss; see the top of this file."""
+    """Bounds of the gap (P,) from evaluations of one loss; see the module docstring."""
 
     def __init__(self, exact: MeanLoss) -> None:
         self.exact = exact
@@ -130,13 +130,13 @@ class GapBound(Bound):
         super().__init__(math.sqrt(2) * longest, class_shares(exact.data))
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
-        """The bound (P,) of evaluations, at their own probabilities."""
+        """`duality_gap` (P,) of evaluations."""
         return self(at.theta, at.gradient, at.noise, l2)
 
     def lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
-        """Lower bounds of the optimum (P,) from evaluations and the dual points to which `direction` leads from them.
+        """Lower bounds of the optimum (P,) from evaluations and the dual points reached by `direction`.
 
-        `direction` (P, R, D+1) is a rough Newton step, whose intercepts are solved anew.
+        `direction` (P, R, D+1) is an approximate Newton step, whose intercepts are solved again.
         """
         loss, (P, R, columns) = self.exact, direction.shape
         both = torch.cat([at.theta, direction])
@@ -166,16 +166,16 @@ class GapBound(Bound):
         return at.loss - divergence - self(at.theta, residual, at.noise + noise, l2)
 
     def _moved_blocks(self, both: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, slice]]:
-        """Blocks of rows X, weights, q - p (P, K, n) at the dual point, p, and numbers of the rows."""
+        """Yield blocks of rows X, weights, q - p (P, K, n) at the dual point, p, and row numbers."""
         P = len(both) // 2
         for X, y, weights, z, start in self.exact.logit_blocks(both.view(-1, both.shape[2]), len(both)):
             yield X, weights, *move(z[:P], z[P:], y), slice(start, start + len(X))
 
 
 def move(z: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """q - p and p (P, K, n) at logits z (P, R, n), where those of a step, v, move them; y (n,) are the labels.
+    """q - p and p (P, K, n) at logits z (P, R, n), moved by the logits v of a step; y (n,) are the labels.
 
-    Probabilities end at zero. The label's entry is minus the sum of the others, so that small ones keep their digits.
+    Probabilities are clipped at zero. The label's entry is minus the sum of the others, to keep small ones accurate.
     """
     label = y.expand(len(z), 1, -1)
     if z.shape[1] == 1:
@@ -183,7 +183,7 @@ def move(z: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     p, change = (z - z.gather(1, label)).softmax(dim=1), v - v.gather(1, label)
     t = (change - (p * change).sum(dim=1, keepdim=True)).clamp_min_(-1)
     total = (p * (1 + t)).scatter_(1, label, 0.0).sum(dim=1, keepdim=True)
-    moved = p * torch.where(total > 1, (1 + t) / total - 1, t)  # together, the other classes have at most 1
+    moved = p * torch.where(total > 1, (1 + t) / total - 1, t)  # the other classes sum to at most 1
     moved.scatter_(1, label, 0.0)
     return moved.scatter_(1, label, -moved.sum(dim=1, keepdim=True)), p
 
@@ -202,7 +202,7 @@ def class_shares(data: WeightedData) -> Tensor:
 
 
 def prior_intercept(shares: Numbers) -> Numbers:
-    """The best intercept of the zero probe (R,) from class shares (K,): log shares, centred (log odds if K = 2)."""
+    """The optimal intercept (R,) for W = 0 from class shares (K,): centred log shares (log odds if K = 2)."""
     least = shares.clip(NO_WEIGHT)
     log_share = least.log() if isinstance(least, Tensor) else np.log(least)
     return log_share[1:] - log_share[:1] if len(shares) == 2 else log_share - log_share.mean()

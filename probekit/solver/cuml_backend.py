@@ -1,4 +1,4 @@
-"""cuML as a backend: one copy of the rows on the GPU for a whole path of penalties, or for all nearest neighbours."""
+"""The cuML backend for paths of penalties and nearest neighbours, with a single copy of the rows on the GPU."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -19,7 +19,7 @@ INT32 = 2**31  # cuML counts rows, columns and entries in 32 bits
 def fit_each(
     LogisticRegression: Any, X: Any, y: Any, weights: Any, Cs: Array, options: dict[str, Any]
 ) -> tuple[Array, NDArray[np.int64]]:
-    """Probes (n_C, R, D+1) on the host and iterations (n_C,), by a model of scikit-learn's kind for each penalty."""
+    """Probes (n_C, R, D+1) on the host and iterations (n_C,), from one scikit-learn style model per penalty."""
     theta, n_iter = [], []
     for C in Cs:
         model = LogisticRegression(C=float(C), **options).fit(X, y, sample_weight=weights)
@@ -30,13 +30,13 @@ def fit_each(
 
 
 def fit_cuml(rows: WeightedData, Cs: Array, tol: float, max_iter: int) -> tuple[Array, NDArray[np.int64], str]:
-    """Fit one cuML model a penalty on the GPU of `rows.device` (the first one for "cpu").
+    """Fit one cuML model per penalty on the GPU `rows.device` (the first GPU for "cpu").
 
     Parameters
     ----------
-    rows : of which neither a GPU nor cuML's 32-bit counts may be overtaxed
-    Cs : inverse penalties (n_C,), scikit-learn's, for weights that sum to the number of rows
-    tol : cuML's own, a bound on its gradient
+    rows : must fit on a GPU and have fewer than 2^31 entries
+    Cs : inverse penalties (n_C,) in scikit-learn's convention, for weights that sum to the number of rows
+    tol : cuML's tolerance, a bound on its gradient
 
     Returns
     -------
@@ -45,7 +45,7 @@ def fit_cuml(rows: WeightedData, Cs: Array, tol: float, max_iter: int) -> tuple[
     Raises
     ------
     UserError
-        cuML is not installed, or the rows hold more than 2^31 entries.
+        cuML is not installed, or the rows have more than 2^31 entries.
     """
     if len(rows) * rows.width >= INT32:
         raise UserError(
@@ -64,7 +64,7 @@ def fit_cuml(rows: WeightedData, Cs: Array, tol: float, max_iter: int) -> tuple[
 def nearest_by_cuml(train: torch.Tensor, k: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """A function from rows (m, D) to the cosine similarities (m, k) and positions of the nearest of `train` (N, D).
 
-    By cuML's exact search, all in float32. Rows on a GPU are not copied; those on the CPU go to the first GPU and back.
+    Uses cuML's exact search in float32. Rows on a GPU are not copied; rows on the CPU use the first GPU.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def _on_gpu(cupy: Any, tensor: torch.Tensor) -> Any:
 
 
 def _cuml(module: str, name: str) -> tuple[Any, Any, Any]:
-    """cuML, CuPy and one of cuML's classes."""
+    """Import cuML, CuPy and one of cuML's classes."""
     try:
         return import_module("cuml"), import_module("cupy"), getattr(import_module(f"cuml.{module}"), name)
     except ImportError as error:
@@ -100,9 +100,9 @@ def _cuml(module: str, name: str) -> tuple[Any, Any, Any]:
 
 
 def gpu_index(device: torch.device) -> int:
-    """Number of the GPU that a torch device names; rows on the CPU go to the first."""
+    """Index of the GPU of a torch device; the first GPU for the CPU."""
     if device.type == "cpu":
         return 0
     if device.type != "cuda":
-        raise UserError(f"backend 'cuml' runs on NVIDIA GPUs, but device is {device}; give cuda or cuda:N.")
+        raise UserError(f"backend 'cuml' needs an NVIDIA GPU, but device is {device}; give cuda or cuda:N.")
     return torch.cuda.current_device() if device.index is None else device.index

@@ -1,8 +1,8 @@
-"""Labelled, weighted rows as the solver sees them: blocks of (X, y, weights), wherever X is stored.
+"""Labelled, weighted rows as blocks of (X, y, weights), for X in memory or on disk.
 
-X may be an array in memory or anything with `.shape` and row slices (an HDF5 dataset, a memmap). A block is cast,
-shifted, scaled and projected as it is read, so no second copy is needed on disk, and gets a last column of ones: the
-intercept is then one more coefficient, which no penalty touches.
+X may be an array or anything with `.shape` and row slices (an HDF5 dataset, a memmap). Each block is cast, shifted,
+scaled and projected when it is read, and gets a last column of ones, so that the intercept is one more coefficient,
+which is not penalised.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from igpt_model.read_ahead import read_ahead
 from probekit.runtime.errors import UserError
 
 STREAM_ROWS = 8192  # rows read at a time from a source outside memory
-LEAST_SPREAD = 1e-150  # of a column that is not constant: the square of a smaller one soon loses digits in float64
+LEAST_SPREAD = 1e-150  # columns with a smaller deviation count as constant, as its square loses digits in float64
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class WeightedData:
     y : (N,) int64 tensor of class indices on `device`
     weights : (N,) float64 tensor on `device`; over all ranks they sum to 1
     n_classes : K
-    dtype, device : of the blocks handed out
+    dtype, device : of the blocks
     shift, scale : (D,) float64 tensors or None; a block is (X - shift) / scale
-    projection : (D, r) tensor or None; then multiplied by it
-    intercept : False makes the last column zeros, which holds every intercept at zero
-    ready : X is the solver's own tensor, transformed and with its last column; blocks are views of it
-    sharded : these rows are one rank's share of a torch.distributed run; sums go over all ranks
+    projection : (D, r) tensor or None, applied after shift and scale
+    intercept : False makes the last column zeros, which keeps every intercept at zero
+    ready : X is a tensor that is already transformed and has its last column; blocks are views of it
+    sharded : these are one rank's rows of a torch.distributed run; sums are over all ranks
     """
 
     X: Any
@@ -58,7 +58,7 @@ class WeightedData:
 
     @property
     def width(self) -> int:
-        """Columns of a block without the last one."""
+        """Number of columns of a block without the last one."""
         if self.projection is not None:
             return int(self.projection.shape[1])
         return int(self.X.shape[1]) - int(self.ready)
@@ -69,13 +69,13 @@ class WeightedData:
         return 1 if self.n_classes == 2 else self.n_classes
 
     def sum_over_ranks(self, *tensors: Tensor) -> None:
-        """Add each tensor over the ranks, in place, if the rows are sharded."""
+        """Sum each tensor over the ranks, in place, if the rows are sharded."""
         if self.sharded:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
     def over_ranks(self, value: float, op: str) -> float:
-        """The "MIN", "MAX" or "SUM" of a number over the ranks, so that all of them decide alike."""
+        """The "MIN", "MAX" or "SUM" of a number over the ranks, so that all make the same decisions."""
         if not self.sharded:
             return value
         number = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -84,7 +84,7 @@ class WeightedData:
 
     @cached_property
     def largest_share(self) -> int:
-        """Rows of the rank that has most."""
+        """Largest number of rows on any rank."""
         return int(self.over_ranks(len(self), "MAX"))
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -95,11 +95,11 @@ class WeightedData:
         block = to_device(raw, self.device)
         if block.shape != (stop - start, self.X.shape[1]):
             raise UserError(
-                f"X has {len(self)} rows of {self.X.shape[1]} features by its shape, but rows {start} to {stop} are of "
-                f"shape {tuple(block.shape)}; repair it."
+                f"X.shape has {len(self)} rows and {self.X.shape[1]} features, but X[{start}:{stop}] has "
+                f"shape {tuple(block.shape)}; give a source whose slices match its shape."
             )
-        # in float64, then cast: a large mean over a small spread would cancel in float32, and the rounding of a
-        # projected column is of its own size, not of the features'
+        # transform in float64, then cast: in float32, a mean large relative to the spread would cancel, and a
+        # projected column would have rounding errors of the size of the features
         if self.shift is not None:
             block = block.double() - self.shift
         if self.scale is not None:
@@ -120,20 +120,20 @@ class WeightedData:
                 yield part, self.y[rows], self.weights[rows]
 
     def _read_ahead(self) -> Iterator[tuple[int, Tensor]]:
-        """Chunks of the source, the next one being read while the caller works on this one."""
-        # the reader's kernels go to the caller's stream, in the order in which they are waited for
+        """Yield chunks of the source, reading ahead by one."""
+        # run the reader's kernels in the caller's stream, so that they are ordered with the caller's
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
         def read(start: int) -> Tensor:
             with torch.cuda.stream(stream) if stream else nullcontext():
                 return self.read(start, min(start + STREAM_ROWS, len(self)))
 
-        starts = range(0, max(len(self), 1), STREAM_ROWS)  # a rank may hold none of the rows
-        # a thread costs more than a small fit
+        starts = range(0, max(len(self), 1), STREAM_ROWS)  # a rank may have no rows
+        # starting a thread costs more than a small fit
         yield from zip(starts, read_ahead(starts, read, ahead=len(starts) > 1), strict=True)
 
     def materialise(self) -> "WeightedData":
-        """The same rows, transformed and held in memory column after column: products run over long rows of X'."""
+        """The same rows, transformed and stored in memory in column-major order, so products use long rows of X'."""
         X = torch.empty(self.width + 1, len(self), dtype=self.dtype, device=self.device).T
         for start, chunk in self._read_ahead():
             X[start : start + len(chunk)] = chunk
@@ -141,7 +141,7 @@ class WeightedData:
 
 
 def weighted_mean(data: WeightedData) -> Tensor:
-    """Weighted mean (D,) in float64 of the rows, summed as differences from one of them: exact of a constant column."""
+    """Weighted mean (D,) in float64, summed as differences from one row, which is exact for a constant column."""
     exact = replace(data, dtype=torch.float64)
     heaviest = int(data.weights.argmax())
     pivot = exact.read(heaviest, heaviest + 1)[0, :-1].contiguous()
@@ -157,8 +157,8 @@ def weighted_mean(data: WeightedData) -> Tensor:
 def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
     """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
 
-    Whether a column is constant is judged in float64, the precision of these sums, not in the solver's; so is one whose
-    squared deviations float64 cannot hold.
+    Whether a column is constant is decided in float64, not in the solver's precision. A column whose squared deviations
+    underflow in float64 counts as constant.
     """
     mean = weighted_mean(data)
     square = torch.zeros_like(mean)

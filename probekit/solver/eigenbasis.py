@@ -1,13 +1,13 @@
-"""The solver's coordinates: centred rows in the eigenvectors of X'X, fewer of them where columns depend on others.
+"""The solver's coordinates: centred rows in the eigenvectors of X'X, without directions in which rows do not vary.
 
-The l2 penalty does not change under rotations, so that the optimum is the same in any orthonormal basis of the rows'
-span. In the eigenbasis a column is as small as the spread along its direction, and float32 rounds it to that size. (In
-the columns as given, float32 loses curvature below 1e-7 of the largest: 10,000 x 256 standardised features took 15,700
-products there, and 956 here.) The default preconditioner is diagonal here.
+The l2 penalty is invariant under rotations, so the optimum is the same in any orthonormal basis of the rows' span. In
+the eigenbasis the size of a column is the spread along its direction, and float32 rounds it relative to that size. (In
+the original columns float32 loses curvature below 1e-7 of the largest: 10,000 x 256 standardised features took 15,700
+products, and 956 in the eigenbasis.) The default preconditioner is diagonal in this basis.
 
 Directions in which the rows do not vary (more features than rows, grey pixels in RGB, dead units) are left out. The
-rows' parts along them are measured, and enter the certificate as rounding does; all directions are kept where these
-parts are more than the tolerance allows.
+components of the rows along them are measured and enter the certificate like rounding errors; if they are too large for
+the tolerance, all directions are kept.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from probekit.solver.data import STREAM_ROWS, WeightedData, weighted_mean
 
-NULL = 1e-13  # an eigenvalue of X'X below this share of the largest may be rounding
-WORTH_REDUCING = 0.75  # of the directions: fewer than so many are worth measuring what is left out
+NULL = 1e-13  # an eigenvalue of X'X below this fraction of the largest may be rounding
+WORTH_REDUCING = 0.75  # reduce the basis only if at most this fraction of its directions remains
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Coordinates:
 
     Attributes
     ----------
-    data, exact : the rows in the working precision and in float64, in memory or streamed; one object where both are
-        float64
+    data, exact : the rows in the working precision and in float64, in memory or streamed; the same object if the
+        working precision is float64
     shift : (D,) float64
     basis, eigenvalues : (D, r) with orthonormal columns, and (r,) of the weighted X'X, float64
-    left_out : (N,) norms of what the centred rows have outside the basis, as measured
+    left_out : (N,) measured norms of the centred rows' components outside the basis
     """
 
     data: WeightedData
@@ -42,11 +42,11 @@ class Coordinates:
     left_out: Tensor
 
     def to_columns(self, theta: Tensor) -> Tensor:
-        """Parameters or gradients (P, R, r+1) of the centred rows' own columns (P, R, D+1)."""
+        """Parameters or gradients (P, R, r+1) from those for the columns of the centred rows (P, R, D+1)."""
         return torch.cat([theta[..., :-1] @ self.basis.T, theta[..., -1:]], dim=-1)
 
     def to_original(self, theta: Tensor) -> Tensor:
-        """Solver parameters (P, R, r+1) as parameters of the rows as given (P, R, D+1)."""
+        """Convert solver parameters (P, R, r+1) to parameters for the original rows (P, R, D+1)."""
         W = theta[..., :-1] @ self.basis.T
         return torch.cat([W, theta[..., -1:] - (W @ self.shift)[..., None]], dim=-1)
 
@@ -57,12 +57,12 @@ class Coordinates:
 
 
 def find_coordinates(data: WeightedData, in_memory: bool = True, negligible: float = -1.0) -> Coordinates:
-    """Centre the rows and find their basis; `in_memory` holds the rows, otherwise they are streamed from their source.
+    """Centre the rows and compute their basis; if `in_memory`, keep the rows, otherwise stream them from their source.
 
-    `negligible` is what the weighted mean square of the rows outside the basis may be; below 0, all columns are kept.
+    `negligible` limits the weighted mean square of the rows outside the basis; if negative, all columns are kept.
     """
     shift = weighted_mean(data) if data.intercept else torch.zeros(data.width, dtype=torch.float64, device=data.device)
-    # a block is (x - shift) / scale: a shift of scaled features moves by shift * scale
+    # a block is (x - shift) / scale, so a shift of the scaled features is one of shift * scale before scaling
     raw_shift = shift if data.scale is None else shift * data.scale
     centred = replace(data, dtype=torch.float64, shift=raw_shift if data.shift is None else data.shift + raw_shift)
     rows = centred
@@ -91,6 +91,6 @@ def find_coordinates(data: WeightedData, in_memory: bool = True, negligible: flo
 
 
 def _left_out(centred: WeightedData, basis: Tensor) -> Tensor:
-    """Norms (N,) of what the rows have outside a basis (D, r)."""
+    """Norms (N,) of the rows' components outside a basis (D, r)."""
     rows = (X[:, :-1] for X, _, _ in centred.blocks(STREAM_ROWS))
     return torch.cat([torch.linalg.vector_norm(X - (X @ basis) @ basis.T, dim=1) for X in rows])

@@ -1,4 +1,4 @@
-"""Reading what the user gave: features, labels, penalties and weights become `Inputs`, or a one-sentence refusal."""
+"""Check the user's features, labels, penalties and weights, and convert them to `Inputs`."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,12 +21,12 @@ from probekit.solver.validation import (
     require_strength,
 )
 
-SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and spares float32's rounding floor
+SMALL = 1 << 20  # number of entries of X up to which float64 costs almost nothing
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Checked inputs: rows whose X the penalty acts on (standardised on the fly if asked), and what belongs to them."""
+    """Checked inputs: the rows (standardised on the fly if requested), classes, penalties and total weight."""
 
     rows: WeightedData
     Cs: NDArray[np.float64]
@@ -38,7 +38,7 @@ class Inputs:
     def unscale(
         self, coef: NDArray[np.float64], intercept: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Fold the standardiser into coefficients (P, R, D) and intercepts (P, R)."""
+        """Fold the standardisation into coefficients (P, R, D) and intercepts (P, R)."""
         if self.mean is None or self.scale is None:
             return coef, intercept
         coef = coef / self.scale
@@ -55,7 +55,7 @@ def read_inputs(
     dtype: str | None,
     sharded: bool = False,
 ) -> Inputs:
-    """Check everything once, before any work."""
+    """Check all inputs before any work."""
     where = find_device(device)
     penalties = read_penalties(Cs)
     source = read_features(X)
@@ -69,7 +69,7 @@ def read_inputs(
         index = np.searchsorted(classes, labels)
     total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
-        raise UserError(f"y contains one class only ({classes[present].tolist()[0]!r}); a probe needs at least two.")
+        raise UserError(f"y contains only one class ({classes[present].tolist()[0]!r}); a probe needs at least two.")
     require_strength(penalties, total)
     rows = WeightedData(
         X=source,
@@ -87,7 +87,7 @@ def read_inputs(
 
 
 def standardizer(X: Any, sample_weight: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weighted mean and scale (D,) of features (N, D), those of `standardize=True`: a constant column has scale 1."""
+    """Weighted mean and scale (D,) of features (N, D) as in `standardize=True`; a constant column has scale 1."""
     source = read_features(X)
     weights = torch.from_numpy(read_weights(sample_weight, source.shape[0]))
     where = source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
@@ -102,7 +102,7 @@ def standardizer(X: Any, sample_weight: ArrayLike | None = None) -> tuple[NDArra
 def _over_ranks(
     classes: NDArray[Any], mass: NDArray[np.float64], dtype: torch.dtype
 ) -> tuple[NDArray[Any], NDArray[np.float64], torch.dtype]:
-    """Classes of all ranks' rows, the weight of each, and the widest precision that any rank chose."""
+    """Classes of the rows of all ranks, the weight of each, and the highest precision chosen by any rank."""
     ranks = current_ranks().gather((classes, mass, dtype))
     union = np.unique(np.concatenate([theirs for theirs, _, _ in ranks]))
     total = np.zeros(len(union))

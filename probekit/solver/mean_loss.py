@@ -2,8 +2,8 @@
 
 The mean loss of one probe theta = (W, b) is  sum_i w_i ce(theta x_i, y_i) + l2/2 ||W||^2 , the weights summing to 1.
 Everything is computed from the residuals r_i = p_i - onehot(y_i), never as a difference of two large sums: the label's
-entry is minus the sum of the others. A row that is classified correctly beyond doubt keeps all digits of its small
-loss, gradient and curvature, so near-separable data are measured as accurately as others.
+entry is minus the sum of the others. The small loss, gradient and curvature of a confidently classified row therefore
+keep full relative accuracy, also for nearly separable data.
 
 Shapes: P probes, R coefficient rows (1 if K = 2), D features, n rows of a block, theta (P, R, D+1), the intercept last.
 """
@@ -22,26 +22,25 @@ from torch import Tensor
 from probekit.runtime.memory import free_memory
 from probekit.solver.data import STREAM_ROWS, WeightedData
 
-# logits of a block. CPU: about 1 MiB, which stays in cache and is enough for two threads to share. GPU: kernels are
-# started in microseconds, in which they compute millions: a sixteenth of the free memory, within these bounds
+# logits per block. CPU: about 1 MiB, which stays in cache and is enough for two threads. GPU: a sixteenth of the free
+# memory within these bounds, because small kernels are dominated by their launch time
 CPU_BLOCK = 1 << 18
 GPU_BLOCKS = (1 << 22, 1 << 28)
-KEEP_BYTES = 1 << 28  # CPU: probabilities or logits kept, which saves one matrix product of three
+KEEP_BYTES = 1 << 28  # limit of the probabilities or logits kept on a CPU, which saves one matrix product of three
 EPS = torch.finfo(torch.float64).eps
-_LOCK, _users, _before = Lock(), 0, "highest"  # of `_tensor_cores`
+_LOCK, _users, _before = Lock(), 0, "highest"  # state of `_tensor_cores`
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """P probes and what one pass measured at them.
+    """P probes and the results of one pass over the rows.
 
     Attributes
     ----------
     theta, gradient : (P, R, D+1) float64; the gradient includes the penalty
     loss : (P,) float64, with the penalty
-    noise : (P, 2) bounds on what rounding adds to the norms of the gradient of W and of b (sums over rows, 8 roundings
-        each)
-    probabilities : (P, R, N) or None; for R = 1 the curvature p (1 - p), which cancels if computed from p
+    noise : (P, 2) bounds on the rounding errors of the gradient norms of W and of b (8 roundings per row)
+    probabilities : (P, R, N) or None; for R = 1 the curvature p (1 - p), which would cancel if computed from p
     """
 
     theta: Tensor
@@ -58,7 +57,7 @@ class Evaluation:
                 mine[index] = getattr(new, f.name)
 
     def take(self, index: Tensor) -> "Evaluation":
-        """A copy of the entries at `index` (positions or a mask)."""
+        """Copy of the entries at `index` (positions or a mask)."""
         kept = None if self.probabilities is None else self.probabilities[index]
         return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
 
@@ -67,7 +66,7 @@ Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, 
 
 
 class MeanLoss:
-    """The mean loss of weighted data as a function of theta; `left_out` (N,) are what `Coordinates` say of the rows."""
+    """The mean loss of weighted data as a function of theta; `left_out` (N,) as in `Coordinates`."""
 
     def __init__(self, data: WeightedData, left_out: Tensor | float = 0.0) -> None:
         self.data, self.left_out = data, left_out
@@ -79,25 +78,25 @@ class MeanLoss:
 
     @cached_property
     def row_norms(self) -> Tensor:
-        """(N,) float64: norms of the rows, the last column and what was left out of them included."""
+        """(N,) float64: norms of the rows, including the last column and the part outside the basis."""
         norms = [torch.linalg.vector_norm(X, dim=1).double() for X, _, _ in self.data.blocks(STREAM_ROWS)]
         return torch.cat(norms) + self.left_out
 
     @cached_property
     def row_errors(self) -> Tensor:
-        """(N, 2): what a row's residual of size 1 may add to the gradients of W and b by mistake.
+        """(N, 2): error bound of each row's contribution to the gradients of W and b, per unit of its residual.
 
-        Eight roundings of a term and its sum, those of the rotation, and what the basis leaves out of the row.
+        Eight roundings of a term and its sum, those of the rotation, and the part of the row outside the basis.
         """
         of_W = EPS * (8 + self.data.width**0.5) * self.row_norms + 2**0.5 * self.left_out
         return torch.stack([of_W, torch.full_like(of_W, 8 * EPS * self.data.intercept)], dim=1)
 
     def may_keep(self, n_entries: int, dtype: torch.dtype) -> bool:
-        """Whether `n_entries` values a row fit in the memory for kept logits or probabilities."""
+        """Whether `n_entries` values per row fit in the memory for kept logits or probabilities."""
         return n_entries * self.data.largest_share * torch.finfo(dtype).bits // 8 <= self.keep_bytes
 
     def logit_blocks(self, flat: Tensor, P: int) -> Iterator[Block]:
-        """The rows in blocks, with their logits, whose buffer is reused."""
+        """Yield the rows in blocks with their logits, whose buffer is reused."""
         PR, start, N = len(flat), 0, len(self.data)
         step = max(self.block_entries // PR, 128)
         step = max(-(-N // -(-N // step)), 1)  # blocks of equal size
@@ -143,7 +142,7 @@ class MeanLoss:
     def hessian_products(
         self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None = None
     ) -> Tensor:
-        """Hessian at theta times direction (P, R, D+1); probabilities (P, R, N) save one of three products."""
+        """Hessian at theta times direction (P, R, D+1); given probabilities (P, R, N) save one of three products."""
         P, R, columns = theta.shape
         product = torch.zeros(P * R, columns, dtype=direction.dtype, device=direction.device)
         flat = theta.to(direction.dtype).reshape(P * R, columns)
@@ -158,7 +157,7 @@ class MeanLoss:
                 if R == 1:
                     v.mul_(p)
                 else:
-                    # relative to the label, the mean is as small as the doubt about the row, with all its digits
+                    # relative to the label's entry, the mean is small for a confident row and keeps full accuracy
                     v.sub_(of_label(v, y))
                     v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
                 product.addmm_(v.mul_(weights.to(v.dtype)).view(P * R, len(X)), X)
@@ -170,10 +169,10 @@ class MeanLoss:
 
 @contextmanager
 def _tensor_cores(direction: Tensor) -> Iterator[None]:
-    """TF32 for products with float32 directions on a GPU: three digits are enough for a step that float64 measures.
+    """TF32 for products with float32 directions on a GPU; three digits suffice, because float64 evaluates the step.
 
-    With its rounding imitated on a CPU a path took 878 products for 627, all certified (3,000 x 96, 10 classes).
-    The precision is the process's: of threads that solve at the same time the first sets it, the last restores it.
+    With simulated TF32 rounding on a CPU a path took 878 instead of 627 products, all certified (3,000 x 96, 10
+    classes). The precision is global: of concurrent threads the first sets it and the last restores it.
     """
     global _users, _before
     if not direction.is_cuda or direction.dtype != torch.float32:
@@ -193,17 +192,17 @@ def _tensor_cores(direction: Tensor) -> Iterator[None]:
 
 
 def residuals_(z: Any, y: Any, keep: Any = None) -> tuple[Any, Any]:
-    """Logits (..., R, n) of rows with labels y (n,) into residuals p - onehot(y), in place; of NumPy or torch.
+    """Turn logits (..., R, n) of rows with labels y (n,) into residuals p - onehot(y), in place; NumPy or torch.
 
     Returns
     -------
-    losses (..., n), probability missed by the label (..., n); `keep` is filled with probabilities, or, if R = 1, with
+    losses (..., n), one minus the label's probability (..., n); `keep` is filled with probabilities or, if R = 1, with
     the curvatures p (1 - p)
     """
     xp: Any = torch if isinstance(z, Tensor) else np
     if z.shape[-2] == 1:
         positive = y == 1
-        margin = xp.where(positive, -z, z)  # by which the wrong class leads
+        margin = xp.where(positive, -z, z)  # margin of the wrong class
         small = xp.exp(-abs(margin))
         losses = margin.clip(0) + xp.log1p(small)
         both = 1 + small
@@ -218,7 +217,7 @@ def residuals_(z: Any, y: Any, keep: Any = None) -> tuple[Any, Any]:
     top = xp.maximum(largest(axis=-2, keepdims=True), own)
     z -= top
     others = xp.exp(z, out=z).sum(axis=-2, keepdims=True)
-    own -= top  # log of the label's share, 0 where it leads
+    own -= top  # log of the label's probability relative to the largest, 0 if it is the largest
     mine = xp.exp(own)
     total = mine + others
     z /= total
@@ -254,9 +253,9 @@ def covariance_of(p: Tensor, weights: Tensor) -> Tensor:
 
 
 def regular_intercepts(hessian: Tensor) -> Tensor:
-    """Intercept Hessians (P, R, R) made regular: the class with most curvature keeps its intercept.
+    """Intercept Hessians (P, R, R) made regular by fixing the intercept of the class with the most curvature.
 
-    Adding to one diagonal entry, not to all entries, leaves the digits of classes with next to no curvature.
+    Adding to one diagonal entry, instead of to all entries, preserves the accuracy of classes with little curvature.
     """
     pinned, diagonal = hessian.clone(), hessian.diagonal(dim1=1, dim2=2)
     if hessian.shape[-1] > 1:

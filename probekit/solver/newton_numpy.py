@@ -1,9 +1,9 @@
-"""Newton's method in NumPy on rows in memory: for small problems, and for one or two penalties of any size.
+"""Newton's method in NumPy on rows in memory, for small problems, and for one or two penalties of any size.
 
-Small problems are solved with whole Hessians on centred float64 rows, along the path from strong penalties to weak.
-For one or two penalties of larger ones, a basis or factors would not pay: gradients, losses and the bound are measured
-on the rows as they are, and centred as they are multiplied; steps come from conjugate gradients on float32 rows. The
-functions of `certificate` and `mean_loss` that both methods use take arrays of either, as NumPy's calls take less time.
+Small problems are solved with full Hessians on centred float64 rows, along the path from strong to weak penalties. For
+one or two penalties of a larger problem, computing a basis or factors would not pay off: gradients, losses and the
+bound are evaluated on the original rows with implicit centring, and steps come from conjugate gradients on float32
+rows. NumPy is used because its calls have less overhead than torch's; `certificate` and `mean_loss` accept both.
 
 Shapes: N rows, c columns and a last one of ones, R coefficient rows (1 if K = 2), theta (R, c+1), logits (R, N).
 """
@@ -46,9 +46,9 @@ ROUGH = 1e-2  # relative gap to which those are solved
 
 
 def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
-    """Probes of penalties (P,), weak to strong, and the method; None where rows are not meant for NumPy.
+    """Probes of penalties (P,), weak to strong, and the method; None if this method does not apply to the rows.
 
-    One or two penalties of a large problem are returned only if both are certified.
+    One or two penalties of a large problem are returned only if all are certified.
     """
     few, columns = len(l2s) <= FEW_PENALTIES, whole_columns(data)
     if columns == math.inf:
@@ -61,7 +61,7 @@ def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> t
         if isinstance(X, Tensor) and X.dtype in (torch.float16, torch.float32, torch.float64):
             X = X.numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
-            with np.errstate(all="ignore"):  # squares that float32 does not hold: left to the path
+            with np.errstate(all="ignore"):  # the squares overflow in float32, so use the path solver
                 problem = NumpyNewton(data, tol, X)
             found = None if problem.bound.without.any() else problem.follow(l2s, min(max_iter, STEPS))
             if found is not None and found.converged(tol).all():
@@ -73,8 +73,8 @@ def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> t
 
 @dataclass
 class _Measured:
-    """What lists of blocks of logits (R, n) give: the mean loss, sums (2,) of w |x| and w times the probability missed
-    by the label, residuals p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
+    """From blocks of logits (R, n): the mean loss, sums (2,) of w |x| (1 - p_y) and w (1 - p_y), residuals
+    p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
     """
 
     logits: list[Array]
@@ -86,7 +86,7 @@ class _Measured:
 
 @dataclass
 class _Point:
-    """A probe with the penalised loss, its gradient and the gap's bound; `exact` if float64 from the rows."""
+    """A probe with its penalised loss, gradient and gap bound; `exact` if computed in float64 from the rows."""
 
     theta: Array
     loss: float
@@ -102,16 +102,16 @@ class _Point:
 
 
 class NumpyNewton:
-    """The method for one set of rows: with whole Hessians, or, given X (N, D), what `data` holds, in its columns.
+    """The method for one set of rows: with full Hessians, or, given the X (N, D) of `data`, in its columns.
 
     Attributes
     ----------
-    whole : which of the two
-    held : (N, c+1) rows that Hessians are made of: centred, with a last column of ones; float64, or float32 beside X
-    X : (N, c) what losses and gradients are measured on, in float64: a row is (X - centre) * inverse
-    moved : (D,) what centring subtracted from the rows of `data`
-    basis : (D, c) of the rows where columns are more than rows, else None; left_out (N,) : what it leaves of each
-    norms : (N,) of the rows, the last column included
+    whole : whether full Hessians are used
+    held : (N, c+1) rows for Hessians, centred, with a last column of ones; float64, or float32 if X is given
+    X : (N, c) rows for losses and gradients in float64, where a row is (X - centre) * inverse
+    moved : (D,) mean subtracted from the rows of `data`
+    basis : (D, c) of the rows if there are more columns than rows, else None; left_out (N,) : norms outside it
+    norms : (N,) norms of the rows, including the last column
     """
 
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
@@ -137,13 +137,13 @@ class NumpyNewton:
         if self.intercept:
             theta[:, -1] = prior_intercept(shares)
         self.zero = self.evaluate(theta, 0.0)
-        # where the rows give no gradient, as constant columns do, what is left of it is rounding
+        # if the gradient is zero, as for constant columns, this is its rounding error
         self.at_zero = max(self._largest(self.zero.gradient), self._noise(self.zero.at, 0.0, 0.0)[0] / GRADIENT_RATIO)
         self.limit = max(GRADIENT_RATIO * self.at_zero, 1e-14)
 
     def _hold_all(self, data: WeightedData) -> None:
         """Centred float64 rows, in a basis of as many columns as there are rows."""
-        if isinstance(data.X, np.ndarray):  # as `read`; torch's calls would take an eighth of the time of a tiny fit
+        if isinstance(data.X, np.ndarray):  # as `read`, but without torch, whose calls take an eighth of a tiny fit
             held = np.full((self.N, data.width + 1), 1.0 if self.intercept else 0.0)
             held[:, :-1] = data.X
             if data.shift is not None and data.scale is not None:
@@ -167,7 +167,7 @@ class NumpyNewton:
         shift = np.zeros(data.width) if data.shift is None else data.shift.numpy()
         self.inverse = 1.0 if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
-        if self.intercept:  # any centre near the mean serves; a float32 one is subtracted from float32 rows in float32
+        if self.intercept:  # any centre near the mean will do; a float32 one can be subtracted in float32
             dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
             w = self.w.astype(dtype)
             self.centre = np.sum([w[rows] @ X[rows].astype(dtype, copy=False) for rows in self.blocks], axis=0)
@@ -182,7 +182,7 @@ class NumpyNewton:
             squares[rows] = block @ np.ones(data.width, np.float32)
             self.variances += self.weights[rows] @ block
         self.centre = self.centre.astype(np.float64)
-        # centred as they are multiplied: rounding is of the size of the rows as given
+        # with implicit centring, rounding errors are relative to the original rows
         offset = self.centre * self.inverse
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
 
@@ -198,7 +198,7 @@ class NumpyNewton:
         return _Measured(logits, loss, sums, residuals, kept)
 
     def evaluate(self, theta: Array, l2: float, solve_intercept: bool = False) -> _Point:
-        """Measure a probe in float64, its intercepts moved to their optimum first if asked."""
+        """Evaluate a probe in float64, optionally after moving its intercepts to their optimum."""
         W = theta[:, :-1] * self.inverse
         b = theta[:, -1:] - (W @ self.centre)[:, None]
         if W.any():
@@ -229,9 +229,9 @@ class NumpyNewton:
         return _Point(theta, at.loss + 0.5 * l2 * square, gradient, bound, at, exact)
 
     def _noise(self, at: _Measured, size: float, l2: float) -> Array:
-        """Bounds of the rounding in the gradients of W and b: eight roundings of each row's term.
+        """Bounds on the rounding errors of the gradients of W and b: eight roundings of each row's term.
 
-        To that of W are added what the rounding of logits makes of residuals, and what a basis left out.
+        That of W also includes the effect of rounded logits on the residuals, and of the part outside the basis.
         """
         noise = 8 * EPS * at.missed
         noise[0] = noise[0] * (1 + self.bound.longest * size) + 8 * EPS * l2 * size
@@ -240,7 +240,7 @@ class NumpyNewton:
         return np.asarray(noise)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
-        """Newton's method for the intercepts; also how far they moved."""
+        """Newton's method for the intercepts; also returns how far they moved."""
         before, moved = np.inf, np.zeros(self.R)
         for _ in range(INTERCEPT_STEPS):
             of_b = sum((r @ self.w[rows] for r, rows in zip(at.residuals, self.blocks, strict=True)), np.zeros(self.R))
@@ -258,7 +258,7 @@ class NumpyNewton:
         return at, moved
 
     def _hessian_of_intercepts(self, p: list[Array]) -> Array:
-        """(R, R), regular. `covariance_of` takes twice as long: NumPy computes only half of a symmetric product."""
+        """(R, R), regular; twice as fast as `covariance_of`, as NumPy computes only half of a symmetric product."""
         covariance = np.zeros((self.R, self.R))
         for own, rows in zip(p, self.blocks, strict=True):
             if self.R == 1:
@@ -274,7 +274,7 @@ class NumpyNewton:
     def follow(self, l2s: Array, max_steps: int) -> Certified:
         """Probes of penalties (P,), weak to strong, solved from strong to weak.
 
-        Each starts from the last one or an extrapolation, whichever has less loss.
+        Each starts from the last one or from an extrapolation, whichever has the smaller loss.
         """
         P, passes = len(l2s), np.ones(len(l2s), np.int64)
         found: dict[int, _Point] = {}
@@ -301,7 +301,7 @@ class NumpyNewton:
         return at.gap <= tol and self._largest(at.gradient) <= self.limit
 
     def _on_the_way(self, l2: float, at: _Point, max_steps: int) -> _Point:
-        """Finish a fit that was left open: by a sharper bound, or from zero, by way of stronger penalties."""
+        """Finish an unconverged fit by a sharper bound, or from zero through stronger penalties."""
         again = self._sharpen(at, l2)
         if self._enough(again, self.tol):
             return again
@@ -313,7 +313,7 @@ class NumpyNewton:
         return min(again, self._sharpen(other, l2), key=lambda point: point.bound)
 
     def fit(self, l2: float, at: _Point, max_steps: int, tol: float) -> tuple[_Point, int]:
-        """Newton steps until the bound is at most `tol` of the loss, or no step helps; passes over the rows."""
+        """Newton steps until the bound is at most `tol` times the loss or no step helps; also counts passes."""
         passes, products, floor, self.before = 1, 0, np.inf, None
         for _ in range(max_steps):
             if at.gap <= tol and not at.exact:
@@ -329,13 +329,13 @@ class NumpyNewton:
             products, passes = products + spent, passes + 1 + spent
             if not decrement > 0:
                 break
-            if self.R > 1:  # what all classes share moves no probability and costs penalty
+            if self.R > 1:  # a component common to all classes changes no probability but adds to the penalty
                 step -= step.sum(axis=0) / self.R
             new = self.evaluate(at.theta - step, l2, solve_intercept=True) if last else None
             if new is None or not new.loss <= at.loss * (1 + ROUNDING[self.held.dtype]):
                 new = self._descend(at, step, change, decrement, l2)
             if new is None or (not new.gap < at.gap and decrement <= 1e-12 * at.loss):
-                # logits that were moved along rays have collected rounding: measure anew, as long as that helps
+                # logits updated along rays accumulate rounding errors, so evaluate again as long as that helps
                 again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=not self.whole)
                 if at.exact or not again.gap < 0.5 * floor:
                     at = again
@@ -345,10 +345,10 @@ class NumpyNewton:
         return (at if at.exact else self.evaluate(at.theta, l2)), passes
 
     def _hessian(self, p: list[Array], l2: float) -> Array:
-        """The Hessian (R*c, R*c), with curvature along the directions that change no probability.
+        """The Hessian (R*c, R*c), with curvature added along the directions that change no probability.
 
         It is a graph Laplacian over classes: off-diagonal blocks are -sum_i w_i p_ik p_il x_i x_i', and each diagonal
-        block is minus the sum of the others in its row, so that nothing cancels where probabilities are near 0 or 1.
+        block is minus the sum of the others in its row, which avoids cancellation for probabilities near 0 or 1.
         """
         c, R = self.held.shape[1], self.R
         total = np.zeros((R * c, R * c))
@@ -363,7 +363,7 @@ class NumpyNewton:
             blocks, k = -total.reshape(R, c, R, c), np.arange(R)
             blocks[k, :, k, :] = 0.0
             blocks[k, :, k, :] = -blocks.sum(axis=2)
-            # the class with most curvature keeps its intercept: adding the same to all changes no probability
+            # fix the intercept of the class with the most curvature, as a common shift changes no probability
             most = int(blocks[k, -1, k, -1].argmax())
             blocks[most, -1, most, -1] *= 2
             total = blocks.reshape(R * c, R * c)
@@ -423,7 +423,7 @@ class NumpyNewton:
             z = M * r
             new = float(np.vdot(r, z))
             d, rz = z + (new / rz) * d, new
-            # what is left of the intercepts' gradient moves that of W once they are solved
+            # the remaining gradient of the intercepts changes that of W once they are solved
             left = float(np.vdot(r[:, :-1], r[:, :-1]) + spread * np.vdot(r[:, -1], r[:, -1]))
             small = left <= enough and np.abs(r).max() <= 0.5 * self.limit / scale
             if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or small:
@@ -436,7 +436,7 @@ class NumpyNewton:
         """What d (R, D+1) float32 adds to the logits (R, n) of rows with probabilities p, less its mean over p."""
         v = d @ self.held[rows].T
         if self.R > 1:
-            # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
+            # relative to the label's entry, the mean is small for a confident row and keeps full accuracy
             v -= of_label(v, self.y[rows])
             v -= np.einsum("kn,kn->n", p, v)
         return np.asarray(v)
@@ -488,11 +488,11 @@ class NumpyNewton:
         return self._point(here.theta + t * (-step), l2, at, exact=False) if falls else None
 
     def _sharpen(self, at: _Point, l2: float) -> _Point:
-        """The same with the bound by the dual point of a whole Newton step, where that is less.
+        """The same with the bound at the dual point of a full Newton step, if that is smaller.
 
-        The residuals of theta's own probabilities are summed in long doubles, what is added to them in float64, as in
-        iterative refinement: where columns of 1e8 stand beside others, or rows of 1e4, the sums' rounding is more than
-        a weak penalty allows. (Where a long double is no longer than a double, such fits stay open.)
+        The residuals of theta are summed in long double and their corrections in float64, as in iterative refinement:
+        with columns of 1e8 next to others, or rows of 1e4, float64 rounding of the sums is too large for a weak
+        penalty. (Such fits do not converge on platforms where long double equals double.)
         """
         long, theta, X, w = np.longdouble, at.theta, self.held, self.w
         y, z = torch.from_numpy(self.y), torch.from_numpy(theta @ X.T)[None]
@@ -515,7 +515,7 @@ class NumpyNewton:
         start = summed(residual)
         start[:, :-1] += l2 * theta[:, :-1].astype(long)
         r = start.astype(float)
-        # then the intercepts alone, to the last digit: what they leave is multiplied by the longest row
+        # solve the intercepts to full accuracy, because their error is multiplied by the longest row
         for some in (every, of_b) if self.intercept else (every,):
             step[some] -= _solve(H[np.ix_(some, some)], r.ravel()[some])
             moved, p = displaced(step)
@@ -538,7 +538,7 @@ class NumpyNewton:
         return np.column_stack([gradient[:, :-1] @ self.basis.T, gradient[:, -1]])
 
     def _largest(self, gradient: Array) -> float:
-        """max|g| of centred rows: a mean of 1e8 times the rounding of the intercepts' gradient says nothing."""
+        """max|g| for centred rows, because a mean of 1e8 would amplify the rounding of the intercepts' gradient."""
         return float(np.abs(self._columns(gradient)).max())
 
     def _certified(self, points: list[_Point], passes: Array, stalled: Array) -> Certified:
@@ -550,7 +550,7 @@ class NumpyNewton:
 
 
 def _solve(H: Array, g: Array) -> Array:
-    """H^-1 g by Cholesky, scaled to a unit diagonal; a Hessian that rounding made indefinite is shifted."""
+    """H^-1 g by Cholesky after scaling to a unit diagonal; a Hessian indefinite by rounding is shifted."""
     scale = 1 / np.sqrt(np.maximum(H.diagonal(), 1e-300))
     matrix, shift = H * scale * scale[:, None], 0.0
     while shift < 1e300:

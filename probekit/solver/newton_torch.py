@@ -1,7 +1,7 @@
 """Damped Newton steps by preconditioned conjugate gradients, for many problems at once.
 
-Gradients and losses are measured in float64, the Hessian products in the working precision: as in iterative
-refinement, a step needs only a few correct digits, so float32's rounding floor is never met.
+Gradients and losses are computed in float64, Hessian products in the working precision. As in iterative refinement, a
+step needs only a few correct digits, so float32 does not limit the accuracy of the result.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor
 
 Preconditioner = Factor | Kronecker
-NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
-LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
-WAIT = 4  # products on a GPU between two looks at which problems have stopped: each look waits for it
+NEAR = 10.0  # a step may be certified if its decrement is below this multiple of the tolerance
+LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # reduction of r' M r below which products are rounding
+WAIT = 4  # products on a GPU between checks for stopped problems, each of which synchronises
 HALVINGS = 25
-ROUNDING = 1e-14  # of the loss: a change below it is none
+ROUNDING = 1e-14  # relative change of the loss that counts as rounding
 SUFFICIENT_DECREASE = 1e-4
-PATIENCE = 5  # Newton steps in which the bound may fail to halve
+PATIENCE = 5  # Newton steps after which the bound must have halved
 
 
 @dataclass
 class Refined:
-    """Where Newton ended.
+    """Result of Newton's method.
 
     at : evaluation; low (P,) : lower bounds of the optima; done, stalled (P,) bool; products (P,)
     over the rows
@@ -42,7 +42,7 @@ class Refined:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products (P,) of P pairs, summed in float64: near an optimum their sign decides."""
+    """Inner products (P,) of P pairs, summed in float64, because near an optimum their sign matters."""
     return (a.double() * b.double()).sum(dim=(-2, -1))
 
 
@@ -53,8 +53,8 @@ class TorchNewton:
     Attributes
     ----------
     loss : in the working precision, for Hessian products
-    bound : of the gap; holds the loss in float64
-    largest : max|g| (P,) of gradients (P, R, D+1) in the columns of the rows; limit : what it may be at the end
+    bound : bound of the gap; has the loss in float64
+    largest : max|g| (P,) of gradients (P, R, D+1) in the columns of the rows; limit : its maximum at convergence
     tol : relative gap
     """
 
@@ -71,9 +71,9 @@ class TorchNewton:
 
         Parameters
         ----------
-        l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
+        l2 : (P,) penalties; low : (P,) lower bounds of the optima, or minus infinity
         precondition : approximate inverse Hessians of the P problems
-        max_rounds, max_products : Newton steps, and Hessian products of each
+        max_rounds, max_products : maximum number of Newton steps, and of Hessian products in each
         """
         P, R, _ = theta.shape
         index = torch.arange(P, device=theta.device)
@@ -95,7 +95,7 @@ class TorchNewton:
                 break
             if len(todo) < len(index):
                 index, now = index[todo], now.take(todo)
-            # what conjugate gradients of the last step may leave
+            # residual that conjugate gradients of the last step may leave
             enough = 2 * l2[index] * STEP_SHARE * self.tol * now.loss
             step, gain, spent, left = conjugate_gradients(
                 self.loss, now, l2[index], precondition.take(index), enough, max_products, NEAR * self.tol
@@ -117,13 +117,13 @@ class TorchNewton:
     def _descend(
         self, now: Evaluation, step: Tensor, gain: Tensor, l2: Tensor, keep: torch.dtype | None
     ) -> tuple[Evaluation, Tensor, int]:
-        """Halve each problem's step until its loss falls; those that find no descent (numbers in `now`) stay there."""
+        """Halve the step of each problem in `now` until its loss decreases; without a decrease the problem stays."""
         length = torch.ones_like(now.loss)
         tries = 0
         while tries < HALVINGS:
             tries += 1
             trial = self.bound.exact.evaluate(now.theta - length[:, None, None] * step, l2, keep)
-            # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
+            # if the expected decrease is below the rounding of the loss, only require that the loss does not increase
             wanted = now.loss * (1 + ROUNDING) - SUFFICIENT_DECREASE * length * gain
             worse = (~(trial.loss <= wanted)).nonzero()[:, 0]
             if not len(worse):
@@ -145,20 +145,19 @@ def conjugate_gradients(
     """Solve H step = gradient for P problems.
 
     A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or, unless its
-    decrement is less than `near` of its loss, when r' M r has fallen to the share of its start that a Newton step can
-    use: no more digits than the quadratic model has.
+    decrement is below `near` times its loss, when r' M r has fallen far enough for the accuracy of the quadratic model.
 
     Returns
     -------
-    step (P, R, D+1) float64; gain (P,), the decrement as found, from below; products; residual (P, R, D+1)
+    step (P, R, D+1) float64; gain (P,), a lower bound of the decrement; products; residual (P, R, D+1)
     """
     dtype = loss.data.dtype
     floor = LEAST_FORCING[dtype]
-    # float32 directions of a gradient that may be 1e-12: scale it to one
+    # the gradient may be 1e-12, so scale it to 1 before computing in float32
     scale = at.gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
     enough = enough / scale.square()
     relative = scale.square() / at.loss
-    # what each problem ends with, written when it leaves the iteration
+    # results of each problem, written when it leaves the iteration
     ends = [
         torch.zeros_like(at.gradient),
         torch.zeros_like(l2),
@@ -177,7 +176,7 @@ def conjugate_gradients(
         Hd = loss.hessian_products(theta, l2, d, probabilities)
         curvature = dot(d, Hd)
         active = active & (curvature > 0) & (rz > 0)
-        # one that has stopped takes no more steps, and stays as it is until the host looks
+        # a stopped problem stays unchanged until the next check
         alpha = torch.where(active, rz / curvature.clamp_min(1e-300), 0.0)
         step += alpha[:, None, None] * d.double()
         total += alpha * rz

@@ -1,4 +1,4 @@
-"""The objective and its conventions: the only place that knows how `C` relates to the l2 of the mean loss.
+"""The objective and its conventions; the conversion between `C` and the l2 of the mean loss is only here.
 
 scikit-learn minimises  1/2 ||W||^2 + C * sum_i s_i ce_i ; inside probekit the same, divided by C * sum_i s_i, is
     mean_s ce + l2/2 ||W||^2     with     l2 = 1 / (C * sum_i s_i),
@@ -24,7 +24,7 @@ def C_to_l2(C: ArrayLike, total_weight: float) -> Array:
 
 
 def l2_to_C(l2: ArrayLike, total_weight: float) -> Array:
-    """The inverse of `C_to_l2` (it is its own form)."""
+    """The inverse of `C_to_l2`, which has the same formula."""
     return 1.0 / (np.asarray(l2, np.float64) * total_weight)
 
 
@@ -44,7 +44,7 @@ def probabilities(scores: Array) -> Array:
 
 @np.errstate(under="ignore")
 def log_probabilities(scores: Scores) -> Scores:
-    """Logarithms of `probabilities`, accurate where those underflow; of a tensor, on its device."""
+    """Logarithms of `probabilities`, accurate even if those underflow; for a tensor, on its device."""
     if isinstance(scores, torch.Tensor):
         both = torch.cat([torch.zeros_like(scores), scores], -1) if scores.shape[-1] == 1 else scores
         return both.log_softmax(-1)

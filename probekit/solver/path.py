@@ -1,4 +1,4 @@
-"""`fit_path`: one certified probe a penalty, all penalties at once."""
+"""`fit_path`: fit and certify one probe per penalty, for all penalties at once."""
 
 import numbers
 import warnings
@@ -31,7 +31,7 @@ from probekit.solver.validation import (
 
 Array = NDArray[np.float64]
 
-BLOCK_SCORES = 1 << 24  # held at once while a path is scored
+BLOCK_SCORES = 1 << 24  # maximum number of scores in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +40,14 @@ class ProbePath:
 
     Attributes
     ----------
-    Cs, l2s : (n_C,) penalties, scikit-learn's and the mean loss's (see `probes.objective`)
+    Cs, l2s : (n_C,) penalties, in scikit-learn's convention and of the mean loss (see `solver.objective`)
     classes : (K,) labels in column order
-    coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, of the features as given
+    coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, for the original features
     converged : (n_C,) bool
-    certificates : arrays (n_C,): gap (relative, what `tol` bounds) and kind, where it comes from ("duality_gap" at the
-        fit's own probabilities, "corrected_duality_gap" at those of a Newton step: both proofs), gap_bound (the same
-        absolute), loss, grad_max, grad_rel (of centred rows, over its value at W = 0), intercept_residual, n_iter,
-        stop_reason
-    backend, solver_version : what solved it; plan : the method, in a sentence
+    certificates : arrays (n_C,): gap (relative, bounded by `tol`) and kind ("duality_gap" at the probabilities of the
+        fit, or "corrected_duality_gap" at those of a Newton step; both are proven bounds), gap_bound (absolute), loss,
+        grad_max, grad_rel (for centred rows, relative to W = 0), intercept_residual, n_iter, stop_reason
+    backend, solver_version : the solver; plan : a sentence about the method
     settings : the other arguments of `fit_path`; feature_names : (D,) of a data frame's columns, else None
     """
 
@@ -81,7 +80,7 @@ class ProbePath:
         return flat.reshape(len(features), n_C, R).transpose(1, 0, 2) + self.intercept[:, None]
 
     def blocks(self, X: Any) -> Iterator[tuple[slice, Array]]:
-        """Slices of the rows, each with its scores (n_C, n, R): a thousand classes need no more memory than ten."""
+        """Yield slices of the rows with their scores (n_C, n, R), in blocks that limit memory for many classes."""
         n_C, R, _ = self.coef.shape
         step = max(1, BLOCK_SCORES // (n_C * max(R, 2)))
         check_columns(X, self.feature_names)
@@ -100,7 +99,7 @@ class ProbePath:
         return objective.probabilities(self.decision_function(X))
 
     def accuracy(self, X: Any, y: ArrayLike) -> Array:
-        """Share of rows classified correctly (n_C,)."""
+        """Accuracy (n_C,)."""
         predicted = self.predict(X)
         labels = read_known_labels(y, predicted.shape[1], self.classes)
         return np.asarray((predicted == labels).mean(axis=1))
@@ -111,7 +110,7 @@ class ProbePath:
         source = read_features(X)
         index = label_index(read_known_labels(y, source.shape[0], self.classes), self.classes)
         if (index < 0).any():
-            raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
+            raise UserError("y contains labels that the path was not fitted on; drop those rows before log_loss.")
         total = np.zeros(len(self))
         for rows, scores in self.blocks(source):
             log_proba = objective.log_probabilities(scores)
@@ -119,10 +118,10 @@ class ProbePath:
         return total / len(index)
 
     def probe(self, index: int) -> Any:
-        """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
+        """The fitted `LinearProbe` for penalty `index`, with this path's settings."""
         if isinstance(index, bool) or not isinstance(index, numbers.Integral) or not -len(self) <= index < len(self):
-            raise UserError(f"The path has {len(self)} penalties, but number {index!r} was asked for; count from 0.")
-        # by name: the solver can be read, and used, without the estimators that are built on it
+            raise UserError(f"index is {index!r}; give 0 to {len(self) - 1}, as the path has {len(self)} penalties.")
+        # imported by name, because the solver must not depend on the estimators built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
 
@@ -149,29 +148,31 @@ def fit_path(
     ----------
     X : (N, D) array, tensor, or row-sliceable source with `.shape` (an HDF5 dataset) of features
     y : (N,) labels of at least two classes
-    Cs : (n_C,) positive inverse penalties, scikit-learn's convention
+    Cs : (n_C,) positive inverse penalties, in scikit-learn's convention
     sample_weight : (N,) non-negative weights, None for ones
-    standardize : scale each feature by its weighted mean and deviation first; the penalty acts on the scaled weights
-    tol : relative objective gap that a converged fit has at most
-    max_iter : Newton steps of one fit, and Hessian products of each, at most; `n_iter` counts passes over the rows
-    backend : "torch", "sklearn" (the oracle) or "cuml"
+    standardize : standardise features by their weighted mean and standard deviation; the penalty applies to the
+        coefficients of the standardised features
+    tol : maximum relative objective gap of a converged fit
+    max_iter : maximum number of Newton steps per fit, and of Hessian products per step; `n_iter` counts passes over the
+        rows
+    backend : "torch", "sklearn" (for comparison) or "cuml"
     device : torch device of the torch backend
-    dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
-        to 2^20 entries, where it costs next to nothing), else float32. Certificates are float64 always
+    dtype : precision of the solver, "float32" or "float64"; None means float64 for float64 features and for small X (up
+        to 2^20 entries, where it costs almost nothing), else float32. Certificates are always float64
     fit_intercept : False fixes the intercept at zero
-    rows_dealt : X and y are this rank's share of the rows of a torch.distributed run; every rank must
-        call, and gets the same answer. False: the rows given are all, also where torch.distributed is running
-    warn : False gives no warning of unconverged fits, to a caller who reads `converged`
+    rows_dealt : True if X and y are this rank's rows of a torch.distributed run; every rank must call, and gets the
+        same result. False if they are all rows, even if torch.distributed is running
+    warn : whether to warn about unconverged fits; set it to False if you check `converged`
 
     Returns
     -------
     ProbePath
-        Unconverged fits are marked and warned about (`sklearn.exceptions.ConvergenceWarning`).
+        Unconverged fits are marked, with a `sklearn.exceptions.ConvergenceWarning`.
 
     Raises
     ------
     UserError
-        X or y cannot be fitted: shapes differ, values are not finite, one class only, a C that is not positive.
+        Shapes differ, values are not finite, y has only one class, or a C is not positive.
     """
     settings = {
         "standardize": standardize, "tol": tol, "max_iter": max_iter, "device": device, "dtype": dtype,
@@ -182,10 +183,10 @@ def fit_path(
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
         )
-    # the solver names the device of whatever is not on the host, which is torch's default unless a user changed it
-    # (asked of a tensor: get_default_device of PyTorch 2.9 fails once a default was set and reset)
+    # the solver assumes that torch's default device is the CPU, unless it names another one
+    # (checked with a tensor, because get_default_device of PyTorch 2.9 fails once a default was set and reset)
     home = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
-    # underflow and overflow are looked for where they matter; a user may have set NumPy to raise them
+    # the user may have set NumPy to raise on overflow; the solver checks for it where it matters
     with home, rank_zero_factors(rows_dealt), np.errstate(all="ignore"):
         inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
         l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
@@ -206,7 +207,7 @@ def fit_path(
         worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])
         warnings.warn(
             f"{int((~path.converged).sum())} of {len(path)} fits did not converge to tol={tol:g} (C = {worst}); "
-            "they are marked in `converged`: raise max_iter or tol, or use dtype='float64'.",
+            "they are marked in `converged`; raise max_iter or tol, or use dtype='float64'.",
             ConvergenceWarning,
             stacklevel=2,
         )

@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Kronecker:
-    """(A x S + l2)^-1 of P problems: A (R, R) the mean softmax covariance, S = X'X, in whose eigenbasis vectors are.
+    """(A x S + l2)^-1 of P problems, with A (R, R) the mean softmax covariance and S = X'X diagonal in this basis.
 
-    For probabilities that are the same in every row, as at W = 0, it is the inverse Hessian itself (Bohning 1992 bounds
-    the Hessian by such a product); at weak penalties it is a rough guess.
+    If all rows have the same probabilities, as at W = 0, it is the exact inverse Hessian (Bohning 1992 bounds the
+    Hessian by such a product); at weak penalties it is a rough approximation.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Kronecker:
 
     @classmethod
     def of(cls, covariance: Tensor, eigenvalues: Tensor, l2: Tensor, dtype: torch.dtype) -> "Kronecker":
-        """From covariances (P, R, R), or (1, R, R) of all, the eigenvalues of S and penalties (P,), all float64."""
+        """From covariances (P, R, R), or (1, R, R) for all, the eigenvalues of S, and penalties (P,), all float64."""
         values, basis = torch.linalg.eigh(covariance)
         values = values.clamp_min(1e-30).clamp(1e-15 * values[..., -1:].clamp_min(1e-15))
         inverse = 1 / (values[..., None] * eigenvalues + l2[:, None, None])

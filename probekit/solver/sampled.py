@@ -1,13 +1,13 @@
-"""Accelerators for weak penalties: factors of a Hessian of sampled rows, for all pairs of classes or class by class.
+"""Preconditioners for weak penalties: factors of a Hessian of sampled rows, over pairs of classes or per class.
 
 The Hessian of the mean loss is a graph Laplacian over classes,
     H = sum_{k<l} (e_k - e_l)(e_k - e_l)' x  sum_i w_i p_ik p_il x_i x_i'  + l2 I ,
-so each pair of classes needs only the rows to which both are probable. Sampling rows pair by pair with probability
-proportional to p_ik p_il (a row heavier than the threshold is kept with its own weight) keeps H's structure at weak
-penalties, where one subset of rows for all pairs would lose it. With many classes, only the diagonal blocks
-sum_i w_i p_ik (1 - p_ik) x_i x_i' are sampled in the same way, and inverted in chunks of classes.
+so each pair of classes depends only on rows for which both are probable. Sampling rows separately for each pair, with
+probability proportional to p_ik p_il (a row above the threshold is always kept, with its weight), preserves the
+structure of H at weak penalties, which one subset of rows for all pairs would lose. With many classes, only the
+diagonal blocks sum_i w_i p_ik (1 - p_ik) x_i x_i' are sampled in the same way, and inverted in chunks of classes.
 
-Shapes: R coefficient rows, c = D + 1 columns, J moments that are sampled (pairs or classes), S = `SKETCH` vectors.
+Shapes: R coefficient rows, c = D + 1 columns, J sampled moments (pairs or classes), S = `SKETCH` vectors.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from torch import Tensor
 
 from probekit.solver.mean_loss import MeanLoss
 
-ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
-BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
-DRAWS = 20.0  # rows a column that are drawn by their leverages in another factor
-UNIFORM = 0.25  # share of the uniform draws that is kept beside them
+ROWS_PER_COLUMN = 6.0  # per pair of classes; 1.5 takes 9,000 products and 6 takes 3,200 (4,000 x 128, 10 classes)
+BLOCK_ROWS_PER_COLUMN = 2.0  # per class; 1 takes 58 products, 2 and 10 take 41 (20,000 x 768, 100 classes)
+DRAWS = 20.0  # rows per column drawn by their leverages in another factor
+UNIFORM = 0.25  # fraction of the uniform draws that is kept in addition
 SKETCH = 24  # random projections for leverages
-AT_ONCE = 1 << 22  # shares of rows held while they are sampled
-CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are built and inverted together
+AT_ONCE = 1 << 22  # maximum number of sampling rates in memory
+CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks built and inverted together
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """An approximate inverse Hessian, which serves all problems near it.
+    """An approximate inverse Hessian, used for all problems near it.
 
     Attributes
     ----------
-    solve : the inverse times vectors (p, R, c)
-    l2 : penalty it was made at
+    solve : apply the inverse to vectors (p, R, c)
+    l2 : the penalty it was computed for
     sketch : (S, R, c) random vectors whose mean square is the inverse; they measure leverages
     """
 
@@ -44,11 +44,11 @@ class Factor:
     sketch: Tensor
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """The inverse times vectors (p, R, c)."""
+        """Apply the inverse to vectors (p, R, c)."""
         return self.solve(vectors)
 
     def take(self, index: Tensor) -> "Factor":
-        """Itself: it is the same for all problems."""
+        """Return self, as it is the same for all problems."""
         return self
 
 
@@ -61,9 +61,9 @@ def class_basis(R: int, like: Tensor) -> Tensor:
 
 
 def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -> Factor:
-    """By a Cholesky factor of the pair-sampled Hessian at one theta (R, c); `last` is one made before, if any is.
+    """Factor from a Cholesky decomposition of the pair-sampled Hessian at theta (R, c); `last` is the previous factor.
 
-    The factor is of an orthonormal basis of the classes' differences.
+    The decomposition is in an orthonormal basis of the differences between classes.
     """
     theta = theta.to(loss.data.dtype)
     columns, basis = theta.shape[1], class_basis(len(theta), theta)
@@ -72,7 +72,7 @@ def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -
 
     def solve(gradient: Tensor) -> Tensor:
         inner = (basis.T @ gradient).reshape(len(gradient), -1)
-        # two triangular solves use the factor in place; cholesky_solve copies it at every call, 20 times the work
+        # two triangular solves use the factor in place; cholesky_solve copies it each time, which is 20 times slower
         half = torch.linalg.solve_triangular(factor, inner.T, upper=False)
         solved = torch.linalg.solve_triangular(factor.mT, half, upper=True).T
         return basis @ solved.reshape(len(gradient), -1, columns)
@@ -90,7 +90,7 @@ def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> 
     one, other = torch.triu_indices(R, R, offset=1, device=theta.device)
 
     def leverages(spread: Tensor) -> Tensor:
-        """|z_k - z_l|^2 by inner products: classes squared are few beside pairs times S."""
+        """|z_k - z_l|^2 from inner products, of which there are fewer than pairs times S."""
         products = spread.permute(2, 1, 0) @ spread.permute(2, 0, 1)
         own = products.diagonal(dim1=1, dim2=2)
         return (own[:, one] + own[:, other] - 2 * products[:, one, other]).clamp_min(0).T
@@ -104,9 +104,9 @@ def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> 
 
 
 def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -> Factor:
-    """By inverses of the class-sampled diagonal blocks at one theta (R, c), made a chunk of classes at a time.
+    """Factor from inverses of the class-sampled diagonal blocks at theta (R, c), computed in chunks of classes.
 
-    Inverses are read once where two triangular solves read a factor twice: 9 ms for 25 (100 classes of 769 columns).
+    Applying inverses is faster than two triangular solves: 9 ms instead of 25 (100 classes of 769 columns).
     """
     theta = theta.to(loss.data.dtype)
     R, columns = theta.shape
@@ -124,14 +124,14 @@ def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None
 
     def solve(gradient: Tensor) -> Tensor:
         solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), inverses).permute(1, 0, 2)
-        # adding the same to every class changes no probability: never move along it
+        # remove the component common to all classes, which changes no probability
         return solved - solved.mean(dim=1, keepdim=True) if R > 1 else solved
 
     return Factor(solve, l2, sketch)
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
-    """Random (size, S) of mean square 1 / S."""
+    """Random array (size, S) with mean square 1 / S."""
     generator = torch.Generator(device=like.device).manual_seed(0)
     noise = torch.randn(size, SKETCH, dtype=torch.float64, device=like.device, generator=generator)
     return (noise / SKETCH**0.5).to(like.dtype)
@@ -151,12 +151,12 @@ def _sampled_moments(
     sketch: Tensor | None,
     leverages: Callable[[Tensor], Tensor] = lambda spread: spread.square().sum(dim=0),
 ) -> Tensor:
-    """Estimates (J, c, c) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
+    """Estimates (J, c, c) of sum_i w_i share_j(p_i) x_i x_i' for J functions share_j of the probabilities (R, n).
 
     Row i is in moment j with probability w_i share_ij rate_ij, at most 1, and weighted by its inverse. Without a sketch
-    of another factor the rate is such that each moment has `rows_per_column` rows a column; `mass` (J,) are the sums of
-    w_i share_ij. With one, rates are the rows' leverages (J, n) by the spread (S, R, n) of their logits over it, and a
-    uniform part.
+    of another factor, rates give each moment `rows_per_column` rows per column; `mass` (J,) are the sums of
+    w_i share_ij. With a sketch, rates are the leverages (J, n) of the rows, estimated from the spread (S, R, n) of
+    their logits over it, plus a uniform part.
     """
     data, columns, J = loss.data, theta.shape[1], len(mass)
     uniform = (rows_per_column * columns / mass.clamp_min(1e-30)).to(theta.dtype)[:, None]
@@ -181,9 +181,9 @@ def _sampled_moments(
 
 
 def _cholesky(hessian: Tensor, l2: float, columns: int) -> Tensor:
-    """Factors of (hessian + l2 I) (..., M, M), intercepts excepted, with as much on the diagonal as rounding asks.
+    """Cholesky factors of (hessian + l2 I) (..., M, M), unpenalised for intercepts, shifted as rounding requires.
 
-    Every `columns`-th column of M belongs to an intercept.
+    Every `columns`-th column of M is an intercept.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     parts = diagonal.reshape(-1, columns)
@@ -196,4 +196,4 @@ def _cholesky(hessian: Tensor, l2: float, columns: int) -> Tensor:
         if not bool(failed.any()):
             return factor
         extra = extra * 4 + 1e-7 * parts.mean()
-    raise FloatingPointError("a sampled Hessian has no Cholesky factor, whatever is added to its diagonal")
+    raise FloatingPointError("a sampled Hessian has no Cholesky factor even after shifting its diagonal")

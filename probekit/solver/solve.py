@@ -1,4 +1,4 @@
-"""From weighted data and penalties to certified probes: nodes along the path, interpolation, certificate, retries."""
+"""Solve and certify probes for weighted data and penalties: nodes of the path, interpolation, certificates, retries."""
 
 import math
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor
 
 SOLVER_VERSION = "5"
-STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
-FACTOR_REACH = 40.0  # a factor serves penalties down to its own divided by this
-NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
+STRONG = 1e-3  # above this fraction of the largest eigenvalue of X'X, the Kronecker preconditioner suffices for an l2
+FACTOR_REACH = 40.0  # a factor is used for penalties down to its own divided by this
+NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps per factor, and products per step, before computing a new factor
 NODE_FACTORS = 10  # for one node
 DEGREE = 5  # of the polynomial between nodes
-LEFT_OUT = 1e-2  # share of the tolerance that directions left out of the basis may add to a gap
-ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
+LEFT_OUT = 1e-2  # fraction of the tolerance that directions left out of the basis may add to a gap
+ONE_THREAD_ENTRIES = 1 << 19  # X with fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
-CERTIFY_SHARE = 0.1  # of the tolerance, to which the optimum is found that a probe made elsewhere is compared with
-WHOLE_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
+CERTIFY_SHARE = 0.1  # fraction of the tolerance used for the optimum that another backend's probe is compared with
+WHOLE_COLUMNS = 2000  # largest full Hessian for a fit that conjugate gradients could not finish
 
 
 def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int) -> tuple[Certified, str]:
-    """Fit and certify one probe a penalty, and say how.
+    """Fit and certify one probe per penalty; also return a sentence about the method.
 
     Parameters
     ----------
     data : rows in the columns the penalty acts on (standardised, if at all), weights summing to 1
     l2 : (P,) penalties of the mean loss, in any order
-    tol : relative objective gap at which a fit counts as converged
-    max_iter : Newton steps of one fit, and Hessian products of each, at most
+    tol : maximum relative objective gap of a converged fit
+    max_iter : maximum number of Newton steps per fit, and of Hessian products per step
     """
     penalties, place = np.unique(l2, return_inverse=True)
     with _threads_for(data):
@@ -59,7 +59,7 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
 
 
 def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64], tol: float) -> Certified:
-    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given, which are asked to be within `tol`."""
+    """Certify probes of another backend to `tol`: theta (P, R, D+1) in the original columns."""
     solver = PathSolver(data, torch.from_numpy(l2).to(data.device), CERTIFY_SHARE * tol, 0)
     start = solver.coordinates.from_original(torch.from_numpy(theta).to(data.device))
     refined = solver.newton(start, solver.l2, solver.low, solver.kronecker(start, solver.l2), 30, RETRY_PRODUCTS)
@@ -68,7 +68,7 @@ def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float
 
 @contextmanager
 def _threads_for(data: WeightedData) -> Iterator[None]:
-    """One thread for small problems: waking the others for tens of microseconds of work costs more than it gives."""
+    """Use one thread for small problems, because waking others costs more than tens of microseconds of work."""
     threads = torch.get_num_threads()
     few = threads > 1 and data.device.type == "cpu" and data.largest_share * (data.width + 1) <= ONE_THREAD_ENTRIES
     if few:
@@ -89,10 +89,10 @@ class PathSolver:
         negligible = LEFT_OUT * tol * float(l2[0]) if max_iter else -1.0
         self.coordinates = find_coordinates(data, self.plan.in_memory, negligible)
         strong = STRONG * float(self.coordinates.eigenvalues.max())
-        if max_iter:  # stronger ones on the way to the strongest asked for, where that is too weak to start from zero
+        if max_iter:  # stronger penalties leading to the strongest requested, if that is too weak to start from zero
             steps = math.floor(math.log(max(strong / float(l2[-1]), 1.0)) / math.log(NODE_RATIO))
             l2 = torch.cat([l2, l2[-1] * NODE_RATIO ** torch.arange(1, steps + 1).to(l2)])
-        # on the host: reading one from a GPU waits for it
+        # on the host, because reading from a GPU synchronises
         self.l2, self.log_l2, self.weak = l2, l2.log().tolist(), (l2 < strong).tolist()
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
@@ -100,26 +100,26 @@ class PathSolver:
         zero = torch.zeros(1, self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
         if data.intercept:
             zero[..., -1] = prior_intercept(self.bound.shares)
-        # at zero no penalty counts
+        # at W = 0 the penalty is zero
         self.at = self.exact.evaluate(zero, l2[:1]).take(torch.zeros_like(l2, dtype=torch.int64))
-        # where the rows give no gradient, as constant columns do, what is left of it is rounding
+        # if the gradient is zero, as for constant columns, this is its rounding error
         rounding = float(self.at.noise[0, 0]) / GRADIENT_RATIO
         self.grad_at_zero = max(float(self.largest(self.at.gradient[:1])), rounding)
         self.newton = TorchNewton(self.loss, self.bound, self.largest, GRADIENT_RATIO * self.grad_at_zero, tol)
         self.n_iter = torch.zeros_like(l2, dtype=torch.int64)
-        self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
+        self.low = torch.full_like(l2, -torch.inf)  # lower bounds of the optima
         self.stalled = torch.zeros_like(l2, dtype=torch.bool)
-        self.nodes: list[int] = []  # those that are solved
+        self.nodes: list[int] = []  # which probes are solved
         self.factors: list[Factor] = []
 
     def run(self) -> Certified:
-        """Solve and certify every penalty: nodes from strong to weak, then what is between them."""
+        """Solve and certify every penalty: nodes from strong to weak, then the penalties between them."""
         nodes = choose_nodes(self.log_l2)
         if len(nodes) * self.R > SIDE_BY_SIDE:
             nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
         first = next((k for k, node in enumerate(nodes) if not self.weak[node]), len(nodes) - 1)
         strong = nodes[first:]
-        self._solve(strong, self.at.theta[strong])  # together, from zero
+        self._solve(strong, self.at.theta[strong])  # solved together, from zero
         self.nodes = strong
         for node in reversed(nodes[:first]):
             start = self._start([node])
@@ -139,7 +139,7 @@ class PathSolver:
         return certified
 
     def _again(self, certified: Certified, open_: NDArray[np.int64]) -> Certified:
-        """Fits that stayed open by a slower, more reliable method: whole Hessians, or without sampled factors."""
+        """Retry unconverged fits by a slower, more reliable method: full Hessians, or without sampled factors."""
         if self.plan.in_memory and whole_columns(self.data) <= WHOLE_COLUMNS:
             problem, penalties = NumpyNewton(self.data, self.tol), self.l2.numpy()[open_]
             certified.put(open_, problem.follow(penalties, self.max_iter))
@@ -150,12 +150,12 @@ class PathSolver:
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
 
-        Of the rows as given, a mean of 1e8 times the rounding of the intercepts' gradient says nothing.
+        For the original rows, a mean of 1e8 would amplify the rounding of the intercepts' gradient.
         """
         return self.coordinates.to_columns(gradient).abs().amax(dim=(1, 2))
 
     def summarise(self, at: Evaluation, low: Tensor) -> Certified:
-        """The certificate of probes, by the better of their own bound and `low` (P,)."""
+        """The certificate of probes, from the better of their own bound and the lower bounds `low` (P,)."""
         own, below = self.bound.at(at, self.l2), (at.loss - low).clamp_min(0)
         measured = {
             "theta": self.coordinates.to_original(at.theta),
@@ -171,7 +171,7 @@ class PathSolver:
         return Certified.of(at_zero=self.grad_at_zero, **arrays)
 
     def kronecker(self, theta: Tensor, l2: Tensor) -> Kronecker:
-        """The default preconditioner of probes (P, R, r+1); those that are zero share one."""
+        """The default preconditioner of probes (P, R, r+1); one is shared if all are zero."""
         some = theta if bool(theta[..., :-1].any()) else theta[:1]
         covariance = self.loss.covariance(some.to(self.loss.data.dtype))
         return Kronecker.of(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
@@ -179,9 +179,9 @@ class PathSolver:
     def _refine(
         self, some: list[int], start: Tensor, factor: Factor | None = None, rounds: int = 30, products: int = 300
     ) -> list[int]:
-        """Newton steps for some problems from `start`, stored; those that are not done.
+        """Run Newton steps for some problems from `start`, store the results and return the unfinished problems.
 
-        Side by side, but fewer at a time where their probabilities take too much memory.
+        Problems run in parallel, in smaller groups if their probabilities take too much memory.
         """
         rounds, products = min(rounds, self.max_iter), max(min(products, self.max_iter), 1)
         group = max(SIDE_BY_SIDE // self.R, 1)
@@ -198,7 +198,7 @@ class PathSolver:
         return list(torch.cat(left).tolist())
 
     def _solve(self, some: list[int], start: Tensor, factor: Factor | None = None) -> None:
-        """Solve some penalties from `start`; by a factor, if given, and by new ones where it does not serve."""
+        """Solve some penalties from `start`, with a factor if given, and with new factors if that one is inadequate."""
         if factor is None:
             self._refine(some, start)
             return
@@ -211,9 +211,9 @@ class PathSolver:
             left = self._refine(left, self.at.theta[left], factor, NODE_ROUNDS, NODE_PRODUCTS)
 
     def _start(self, some: list[int]) -> Tensor:
-        """Starts of penalties (p, R, r+1) by a polynomial in log l2 through the nodes.
+        """Starting points of penalties (p, R, r+1) by a polynomial in log l2 through the nodes.
 
-        Beyond the nodes it is extrapolated; the nearest node takes its place if it has less loss.
+        It extrapolates beyond the nodes, and is replaced by the nearest node if that has a smaller loss.
         """
         nearest, points = min(self.nodes), [self.log_l2[i] for i in self.nodes]
         beyond = some[0] < nearest
@@ -225,19 +225,19 @@ class PathSolver:
         return both[self.exact.evaluate(both, self.l2[some].expand(2)).loss.nan_to_num(torch.inf).argmin()][None]
 
     def _factor_for(self, node: int, start: Tensor) -> Factor | None:
-        """The factor made last, or a new one at `start` where that is of a penalty too far from this node's."""
+        """The last factor, or a new one at `start` if its penalty is too far from this node's."""
         l2 = math.exp(self.log_l2[node])
         if self.plan.factor is None or (self.factors and l2 >= self.factors[-1].l2 / FACTOR_REACH):
             return self.factors[-1] if self.factors else None
         return self._new_factor(start, l2)
 
     def _nearest_factor(self, number: int) -> int | None:
-        """The position of the factor that serves a penalty between nodes: none if it is strong."""
+        """Position of the factor to use for a penalty between nodes; none if it is strong."""
         apart = [abs(math.log(factor.l2) - self.log_l2[number]) for factor in self.factors]
         return int(np.argmin(apart)) if self.weak[number] and apart else None
 
     def _new_factor(self, theta: Tensor, l2: float) -> Factor:
-        """A factor at theta, kept in place of one at the same penalty, or of the oldest if memory holds no more."""
+        """Compute a factor at theta; it replaces one at the same penalty, or the oldest if memory is full."""
         make = pair_factor if self.plan.factor == "pairs" else class_inverses
         last = self.factors[-1] if self.factors else None
         self.factors = [own for own in self.factors[1 - self.plan.most_factors :] if own.l2 != l2]

@@ -1,7 +1,7 @@
-"""Checks of what the user gives: features, labels, weights, penalties and settings become arrays, or one sentence.
+"""Validate features, labels, weights, penalties and settings, and convert them to arrays.
 
-Every public entry (`fit_path`, the estimators, prediction) reads its arguments here, so none accepts what another
-refuses. N rows, D features.
+Every public function (`fit_path`, the estimators, prediction) validates its arguments here, so all accept the same
+inputs. N rows, D features.
 """
 
 import numbers
@@ -17,17 +17,17 @@ from probekit.runtime.errors import UserError, first_line
 
 Array = NDArray[np.float64]
 
-LARGEST_STRENGTH = 1e100  # of C times the sum of the weights, or of its inverse: squares of both must stay finite
+LARGEST_STRENGTH = 1e100  # limit of C times the sum of the weights and of its inverse, so that their squares are finite
 FINITE_ROWS = 8192  # checked at a time
-SAFE_SQUARES = 1e30  # a sum of squares: each value is finite, in float32 too
+SAFE_SQUARES = 1e30  # a sum of squares below this means that every value is finite, also in float32
 
 
 class NotANumberError(UserError, TypeError):
-    """An object among the features that no number can be read from (scikit-learn demands a TypeError)."""
+    """A feature that is not a number (scikit-learn requires a TypeError)."""
 
 
 class CastRows:
-    """A row-sliceable source whose rows are cast as they are read: numbers that torch cannot read as stored."""
+    """A row-sliceable source whose rows are cast when read, for dtypes that torch does not support."""
 
     def __init__(self, source: Any, dtype: type[np.floating[Any]]) -> None:
         self._source, self.dtype, self.shape = source, np.dtype(dtype), tuple(source.shape)
@@ -36,22 +36,22 @@ class CastRows:
         return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # infinity is refused by its row
+        with np.errstate(over="ignore"):  # infinity is reported later, with its row
             return np.asarray(self._source[rows]).astype(self.dtype)
 
 
 def read_features(X: Any) -> Any:
-    """Dense real features (N, D), at least one of each, as an array, a tensor or a source of row slices.
+    """Dense real features (N, D), with at least one row and column, as an array, a tensor or a source of row slices.
 
     Parameters
     ----------
-    X : array, nested sequence, data frame, tensor of any device and width, CUDA array, or anything with `.shape`,
+    X : array, nested sequence, data frame, tensor of any device and dtype, CUDA array, or anything with `.shape`,
         `.dtype` and row slices (an HDF5 dataset), which is not read here
 
     Returns
     -------
     array, tensor or source
-        Of a native real dtype that torch reads; integers that float32 cannot hold and numbers in objects as float64.
+        In a native real dtype supported by torch; float64 for integers inexact in float32 and for object arrays.
     """
     if hasattr(X, "__cuda_array_interface__") and not isinstance(X, Tensor):
         X = torch.as_tensor(X)
@@ -63,7 +63,7 @@ def read_features(X: Any) -> Any:
             X = _as_array(X, "X")
         shape = tuple(X.shape)
         dtype: Any = X.dtype if isinstance(X, Tensor) else np.dtype(X.dtype)
-    except (TypeError, RuntimeError) as error:  # of a data set whose file is closed, or another library's number format
+    except (TypeError, RuntimeError) as error:  # a dataset of a closed file, or an unsupported dtype
         raise UserError(f"X cannot be read ({first_line(error)}); give an array, or an open source of rows.") from error
     if len(shape) != 2:
         raise UserError(
@@ -72,7 +72,7 @@ def read_features(X: Any) -> Any:
         )
     for size, unit in zip(shape, ("sample(s)", "feature(s)"), strict=True):
         if not size:
-            # the second half of the sentence is scikit-learn's, whose estimator checks look for it
+            # scikit-learn's estimator checks require this wording
             raise UserError(f"X has 0 {unit} (shape={shape}) while a minimum of 1 is required.")
     kind = dtype.kind if isinstance(dtype, np.dtype) else "c" if dtype.is_complex else "f"
     if kind == "c":
@@ -89,7 +89,7 @@ def read_features(X: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """One line of a value's text."""
+    """One line of a value's repr."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -100,12 +100,12 @@ def column_names(X: Any) -> NDArray[Any] | None:
     if names is None or callable(names) or not any(isinstance(name, str) for name in names):
         return None
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"X has columns {_few(names)}; give each a name of its own, all of them text.")
+        raise UserError(f"X has columns {_few(names)}; give every column a different name, as text.")
     return np.asarray(names, dtype=object)
 
 
 def check_columns(X: Any, fitted: NDArray[Any] | None) -> None:
-    """Refuse a data frame whose columns are named otherwise, or ordered otherwise, than those fitted on."""
+    """Raise if a data frame's columns differ in name or order from those fitted on."""
     names = column_names(X)
     if fitted is not None and names is not None and not np.array_equal(names, fitted):
         raise UserError(
@@ -114,14 +114,14 @@ def check_columns(X: Any, fitted: NDArray[Any] | None) -> None:
 
 
 def label_index(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Position of each label among the classes (N,); -1 for one that is none of them, also for one of another type."""
+    """Position of each label among the classes (N,); -1 for a label that is not a class or has a different type."""
     column = {label: index for index, label in enumerate(classes.tolist())}
     unique, place = np.unique(labels, return_inverse=True)
     return np.array([column.get(label, -1) for label in unique.tolist()], np.int64)[place]
 
 
 def is_wide(X: Any) -> bool:
-    """Whether float32 may not hold the values of features as `read_features` returns them."""
+    """Whether float32 cannot represent all values of features returned by `read_features`."""
     if isinstance(X, Tensor):
         return X.dtype in (torch.float64, torch.int64, torch.int32, torch.uint32, torch.uint64)
     dtype = np.dtype(X.dtype)
@@ -129,7 +129,7 @@ def is_wide(X: Any) -> bool:
 
 
 def read_finite(X: Any, width: int | None = None) -> NDArray[np.float64]:
-    """Features (N, D) on the host in float64, all finite; with `width`, of so many columns. For prediction."""
+    """Features (N, D) on the host in float64, all finite and, if given, with `width` columns. For prediction."""
     X = read_features(X)
     if width is not None and X.shape[1] != width:
         raise UserError(f"X has {X.shape[1]} features, but the probe was fitted on {width}; give the same columns.")
@@ -139,7 +139,7 @@ def read_finite(X: Any, width: int | None = None) -> NDArray[np.float64]:
 
 
 def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
-    """Refuse NaN and infinity in features that `read_features` returned, as they are or cast to `dtype`."""
+    """Raise for NaN or infinity in features from `read_features`, as they are or cast to `dtype`."""
     for start in range(0, X.shape[0], FINITE_ROWS):
         block = X[start : start + FINITE_ROWS]
         if not isinstance(block, Tensor):
@@ -147,7 +147,7 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
                 continue
             block = to_device(block, torch.device("cpu"))
         values = block.to(dtype=dtype or (block.dtype if block.dtype == torch.float64 else torch.float32))
-        # a norm is finite only if every value and its square is: the exact look is for the suspects
+        # the norm is finite only if every value and its square are, so check exactly only if it is not
         if bool(torch.isfinite(torch.linalg.vector_norm(values))):
             continue
         bad = (~torch.isfinite(values)).any(dim=1).nonzero()
@@ -159,15 +159,15 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
             )
         if not bool(torch.isfinite(torch.linalg.vector_norm(values.double()))):
             raise UserError(
-                f"X holds values up to {float(values.abs().max()):.3g}, whose squares are too large for float64; "
+                f"X contains values up to {float(values.abs().max()):.3g}, whose squares overflow in float64; "
                 "scale its columns first."
             )
 
 
 def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
-    """Class labels (N,): integers, booleans, text or whole floats, none of them missing; of objects, what they hold.
+    """Class labels (N,): integers, booleans, text or integral floats, without missing ones; objects are unwrapped.
 
-    Continuous targets are refused here: each value would become a class of its own.
+    Continuous targets are rejected, because each value would become a class.
     """
     if y is None:
         raise UserError("A probe requires y to be passed, but the target y is None; give one class label per row.")
@@ -179,11 +179,11 @@ def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
         )
     kind = labels.dtype.kind
     if kind == "U" and not hasattr(y, "dtype"):
-        # NumPy makes text of numbers and of NaN that stand among text, and of an enumeration's names in place of values
+        # NumPy converts numbers and NaN among text to text, and enumeration members to their names
         labels = _labels_from_objects(np.array(y, object), name).astype(str)
     elif kind == "f":
         labels = _whole(labels, name)
-    elif kind in "OT":  # T is NumPy's text of any length
+    elif kind in "OT":  # T is NumPy's variable-length string dtype
         labels = _labels_from_objects(labels.astype(object), name)
     elif kind not in "biuU":
         raise UserError(f"Unknown label type: {name} contains {labels.dtype} values, expected integers or text.")
@@ -191,12 +191,12 @@ def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
 
 
 def read_known_labels(y: Any, n_rows: int, classes: NDArray[Any]) -> NDArray[Any]:
-    """Labels to compare with those of `classes`: text where those are text, numbers where those are numbers."""
+    """Labels to compare with `classes`: text if those are text, numbers if those are numbers."""
     labels = read_labels(y, n_rows)
     given, fitted = labels[:1].tolist()[0], classes[:1].tolist()[0]
     if isinstance(given, str) != isinstance(fitted, str):
         raise UserError(
-            f"y has labels such as {given!r}, which the probe was not fitted on; give some like {fitted!r}."
+            f"y has labels such as {given!r}, but the probe was fitted on labels such as {fitted!r}; give those."
         )
     return labels
 
@@ -218,7 +218,7 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
             total = weights.sum()
         wrong = "" if 0 < total < np.inf else f"sums to {total}"
     if wrong or weights is None:
-        raise UserError(f"sample_weight must be one finite non-negative number a row, not all zero, but it {wrong}.")
+        raise UserError(f"sample_weight must have a finite non-negative number per row, not all zero, but it {wrong}.")
     return weights
 
 
@@ -237,7 +237,7 @@ def read_penalties(Cs: Any, name: str = "Cs") -> Array:
 
 
 def _numbers(values: Any, name: str, kinds: str = "fiuO") -> Array | None:
-    """Real numbers as a float64 array of their own; None if some are none (text that looks like one is not)."""
+    """Real numbers as a new float64 array; None if some are not numbers (text does not count)."""
     given = _as_array(values, name)
     if given.dtype.kind not in kinds or (
         given.dtype.kind == "O" and any(isinstance(value, (str, bytes)) for value in given.flat)
@@ -250,7 +250,7 @@ def _numbers(values: Any, name: str, kinds: str = "fiuO") -> Array | None:
 
 
 def require_strength(Cs: Array, total_weight: float) -> None:
-    """Refuse penalties whose l2, or its inverse, no float64 arithmetic can square."""
+    """Raise for penalties whose l2, or its inverse, cannot be squared in float64."""
     strength = Cs * total_weight
     wrong = ~((strength >= 1 / LARGEST_STRENGTH) & (strength <= LARGEST_STRENGTH))
     if wrong.any():
@@ -261,7 +261,7 @@ def require_strength(Cs: Array, total_weight: float) -> None:
 
 
 def check_settings(tol: float, max_iter: int, dtype: str | None) -> None:
-    """Refuse settings out of range, whose kinds `fit_path` has checked."""
+    """Raise for settings out of range, whose types `fit_path` has checked."""
     if not 0 < tol <= 1e300:
         raise UserError(f"tol must be a positive finite number, but got {short(tol)}; give for example 1e-4.")
     if max_iter < 1:
@@ -271,7 +271,7 @@ def check_settings(tol: float, max_iter: int, dtype: str | None) -> None:
 
 
 def _dense(values: Tensor, name: str) -> Tensor:
-    """A tensor that holds its values one by one, apart from any graph."""
+    """A dense tensor, detached from any graph."""
     ways = {
         "nested": (values.is_nested, "to_padded_tensor(0)"), "sparse": (values.layout != torch.strided, "to_dense()"),
         "quantized": (values.is_quantized, "dequantize()"), "meta": (values.is_meta, "to('cpu') after it has values"),
@@ -289,15 +289,15 @@ def _as_array(values: Any, name: str) -> NDArray[Any]:
         values = [_host(value, name) for value in values]
     values = _host(values, name)
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
-        raise UserError(f"{name} is a masked array with masked entries, expected values everywhere; fill or drop them.")
+        raise UserError(f"{name} is a masked array with masked entries; fill or drop them.")
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, arrays on another device
-        raise UserError(f"{name} cannot be read as an array ({first_line(error)}).") from error
+        raise UserError(f"{name} cannot be converted to an array ({first_line(error)}); give a NumPy array.") from error
 
 
 def _from_objects(X: Any) -> Array:
-    """Numbers held as Python objects, as a data frame of mixed columns gives them."""
+    """Numbers in an object array, such as that of a data frame with mixed columns."""
     values = np.asarray(X[:])
     text = [value for value in values.ravel() if isinstance(value, (str, bytes))]
     if text:
@@ -305,7 +305,7 @@ def _from_objects(X: Any) -> Array:
     try:
         return values.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise NotANumberError(f"X holds an object that is no number ({first_line(error)}); drop it.") from error
+        raise NotANumberError(f"X contains an object that is not a number ({first_line(error)}); drop it.") from error
 
 
 def _few(names: NDArray[Any]) -> str:
@@ -320,7 +320,7 @@ def _host(values: Any, name: str) -> Any:
 
 
 def _whole(labels: NDArray[Any], name: str) -> NDArray[Any]:
-    """Labels that are floats, at most float64, none of them missing or continuous."""
+    """Labels that are floats, at most float64, none missing or continuous."""
     finite = np.isfinite(labels)
     if not finite.all():
         row = int((~finite).argmax())
@@ -335,7 +335,7 @@ def _whole(labels: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
-    """Objects that are all text, all truth values or all whole numbers, as such; what else there is, is refused."""
+    """Labels from objects that are all text, all booleans or all integers; `UserError` otherwise."""
     kinds = {type(value) for value in labels}
     if not all(issubclass(kind, (str, numbers.Integral)) for kind in kinds):
         for row, value in enumerate(labels):
@@ -344,7 +344,7 @@ def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
             if missing or (isinstance(value, float) and value != value):
                 raise UserError(f"{name} is missing (NaN, None or NA) in row {row}; drop rows without a label.")
     families = {next((f for f in (str, (bool, np.bool_), numbers.Real) if issubclass(k, f)), None) for k in kinds}
-    if len(families) != 1 or None in families:  # a damaged file may name no class at all
+    if len(families) != 1 or None in families:  # a damaged file may have no classes
         types = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"Unknown label type: {name} contains {types}; give labels of one type, integers or text.")
     (family,) = families

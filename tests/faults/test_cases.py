@@ -110,7 +110,7 @@ def test_other_weights_under_a_manifest_that_fits(run):
     folder, checkpoint = run
     flip(checkpoint / "weights.safetensors", -5)
     fit_manifest(checkpoint)
-    with pytest.raises(UserError, match=r"its weights are not those that config\.json names"):
+    with pytest.raises(UserError, match=r"its weights do not match the hash in config\.json"):
         load_checkpoint(folder)
 
 
@@ -311,7 +311,7 @@ def test_a_probe_whose_arrays_do_not_fit(results, change):
     assert record.load_probe().predict_log_proba(np.zeros((2, 3))).shape == (2, 3)
     change(arrays)
     save_file(arrays, results / record.probe_file)
-    with pytest.raises(UserError, match=r"is no linear probe of 3 columns"):
+    with pytest.raises(UserError, match=r"is not of kind linear with 3 columns"):
         record.load_probe()
 
 
@@ -322,7 +322,7 @@ def test_an_encoder_that_a_record_does_not_describe(results, about):
     record = Results(results).best()
     with pytest.raises(UserError, match="does not say where its encoder"):
         encoder_of(replace(record, encoder=about))
-    with pytest.raises(UserError, match="There is no kind of probe 'x' here"):
+    with pytest.raises(UserError, match="Unknown kind of probe 'x'"):
         replace(record, probe="x").load_probe()
 
 

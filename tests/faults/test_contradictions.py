@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from igpt_model import train
+from igpt_model import FinetuneConfig, finetune, train
 from igpt_model.convert.huggingface import from_pretrained_folder
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
@@ -22,6 +23,7 @@ from igpt_model.locks import file_lock, run_lock
 from igpt_model.palette import Palette
 from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import check_checkpoint, list_checkpoints
+from igpt_model.training.finetune import Labelled
 from probekit import concat, sweep
 from probekit.evaluate.layer_geometry import geometry
 from probekit.features.format import file_id
@@ -128,7 +130,7 @@ def test_further_test_rows_without_numbers_or_that_are_called_as_the_field_of_th
 @pytest.mark.parametrize("name", ["results.jsonl", "choices.jsonl"])
 def test_lines_that_are_no_records_are_named_by_verbs_that_add_some(results, line, name):
     put(results / name, [*lines(results / name), line])
-    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a record"):
+    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a probekit record"):
         sweep(results / "f.h5", results, Cs=[0.1, 1.0])
 
 
@@ -151,7 +153,7 @@ def test_a_choice_of_another_kind_than_its_probe(results):
     chosen = lines(results / "choices.jsonl")
     chosen[0] |= {"probe": "knn", "width": 3}
     put(results / "choices.jsonl", chosen)
-    with pytest.raises(UserError, match="is no knn probe of 3 columns"):
+    with pytest.raises(UserError, match="is not of kind knn with 3 columns"):
         sweep(results / "f.h5", results, Cs=[0.1, 1.0])
 
 
@@ -193,7 +195,7 @@ def test_rows_of_one_id_are_not_paired(results):
     record = Results(results)[0]
     arrays = load_file(results / record.probe_file)
     save_file({**arrays, "test_row_ids": arrays["test_row_ids"] * 0}, results / record.probe_file)
-    with pytest.raises(UserError, match="have one row id"):
+    with pytest.raises(UserError, match="have the same row id"):
         paired_difference(record, record)
 
 
@@ -203,8 +205,8 @@ def test_rows_of_one_id_are_not_paired(results):
         ({"tests": {"test": {"labels": [0]}}}, {}, "has the label 1, which its description leaves out"),
         ({"tests": {"test": {"labels": []}}}, {}, "has the label 0"),
         ({"tests": {"more": {"labels": [0, 1, 5, 5]}}}, {"more": [0, 2]}, "has the label 2"),
-        ({}, {"\x1b[31m": [0, 1]}, "cannot name a set of test rows"),
-        ({}, {" test": [0, 1]}, "cannot name a set of test rows"),
+        ({}, {"\x1b[31m": [0, 1]}, "is not a valid name of a test set"),
+        ({}, {" test": [0, 1]}, "is not a valid name of a test set"),
         ({"name": None}, {}, "The description of the dataset"),
     ],
 )
@@ -339,6 +341,49 @@ def test_checkpoints_whose_parts_are_of_different_models(run, what):
     assert records[-1] == {"kind": "end", "step": 4}
 
 
+def test_settings_that_were_edited_to_those_of_another_command(run):
+    folder, _ = run
+    settings = json.loads((folder / "config.json").read_text())
+    edited(settings, "train.lr", 0.5)
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"made with other settings .* train\.lr: 0\.003 there, 0\.5 here"):
+        list(train(replace(TINY, lr=0.5), PICTURES, PICTURES, folder))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_checkpoints_without_the_settings_of_their_run_are_left_alone(run, gone):
+    folder, checkpoint = run
+    (folder / "config.json").unlink() if gone else (folder / "config.json").write_text("{}")
+    before = sorted(folder.rglob("*"))
+    images, tuned = Labelled(PICTURES, np.arange(20) % 2), FinetuneConfig(steps=1, batch_size=4)
+    for start in (lambda: go(folder), lambda: list(finetune(tuned, checkpoint, images, images, ["a", "b"], folder))):
+        with pytest.raises(UserError, match=r"no config\.json"):
+            start()
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_settings_of_fine_tuning_that_were_edited(run, tmp_path):
+    images, out = Labelled(PICTURES, np.arange(20) % 2), tmp_path / "tuned"
+    tuned = FinetuneConfig(steps=1, batch_size=4, threads=1)
+    first = [one["kind"] for one in finetune(tuned, run[1], images, images, ["a", "b"], out)]
+    assert first[-1] == "end"
+    settings = json.loads((out / "config.json").read_text())
+    edited(settings, "finetune.seed", 5)
+    (out / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"config\.seed: 0 there, 5 here"):
+        list(finetune(replace(tuned, seed=5), run[1], images, images, ["a", "b"], out))
+    edited(settings, "finetune.seed", 0)
+    (out / "config.json").write_text(json.dumps(settings))
+    again = list(finetune(replace(tuned, threads=2), run[1], images, images, ["a", "b"], out))
+    assert [one["kind"] for one in again] == ["start", "end"]
+
+
+def test_a_folder_of_shards_beside_whole_weights_is_not_read(run):
+    folder, checkpoint = run
+    (checkpoint / "weights").mkdir()
+    assert [record["kind"] for record in go(folder)] == ["start", "end"]
+
+
 TENSORS = {
     "weights that are not numbers": tensors("weights.safetensors", every(lambda t: t * torch.nan)),
     "infinite weights": tensors("weights.safetensors", one("ln_f.g", lambda t: t + torch.inf)),
@@ -355,7 +400,7 @@ def test_tensors_that_no_training_writes(run, what):
     folder, checkpoint = run
     TENSORS[what](checkpoint)
     fit_manifest(checkpoint)
-    with pytest.raises(UserError, match=r"does not hold what a checkpoint's float32 tensors may"):
+    with pytest.raises(UserError, match=r"has values that are not valid in a checkpoint's float32 tensors"):
         go(folder)
 
 

@@ -261,8 +261,8 @@ def test_tables_beside_the_results(tmp_path, table):
 
 
 def test_hollow_files_are_refused_and_whole_ones_read(tmp_path):
-    assert "nearly none are stored" in refused(open_regular, hollow(tmp_path / "a"))
-    assert "nearly none are stored" in refused(open_regular, hollow(tmp_path / "b", bytes(1 << 20)))
+    assert "almost none are stored" in refused(open_regular, hollow(tmp_path / "a"))
+    assert "almost none are stored" in refused(open_regular, hollow(tmp_path / "b", bytes(1 << 20)))
     with open_regular(hollow(tmp_path / "c", b"x", 1 << 20)) as file:  # small ones are read as they are
         assert file.read(1) == b"x"
 

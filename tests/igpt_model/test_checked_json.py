@@ -64,7 +64,7 @@ def test_a_changed_file_is_read_or_refused_in_a_sentence(bytes_, at):
         (b"", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b"9" * 5000, "not valid JSON"),
-        (b'{"a": 1, "a": 2}', "'a' is there twice"),
+        (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b'"\\ud800"', "not UTF-8"),
         (b"[]", "the whole is a list, expected an object"),
         (b"{}", "has no key 'step', expected a whole number from 0 to 9 there"),
@@ -91,7 +91,7 @@ def test_infinity_and_what_is_larger_than_any_float_are_no_finite_numbers(schema
 def test_a_key_that_is_twice_among_many_is_named_at_once():
     # comparing each of 300,000 names with all others would take half an hour
     many = ",".join(f'"{number}": 1' for number in range(300_000))
-    with pytest.raises(UserError, match="'299999' is there twice"):
+    with pytest.raises(UserError, match="'299999' occurs twice"):
         parse_json(f'{{{many}, "299999": 2}}', "f.json")
 
 

@@ -43,7 +43,7 @@ def test_each_rank_takes_its_own_gpu(monkeypatch):
     assert counts.chosen == ["cuda:3", "cuda:1"]
     with (
         fake_cuda(devices=2),
-        pytest.raises(UserError, match="Process 3 of this machine has no GPU of its own: there are 2"),
+        pytest.raises(UserError, match="Process 3 of this machine has no GPU, as there are only 2"),
     ):
         find_device("cuda")
 

@@ -91,7 +91,7 @@ def test_a_lock_that_is_not_given_back_is_waited_for_a_while_only(tmp_path):
     lock = tmp_path / "a.lock"
     with file_lock(lock) as held, file_lock(lock, wait=0) as second:
         assert (held, second) == (True, False)
-        with pytest.raises(UserError, match=r"a.lock is held by another process"), file_lock(lock, wait=0.05):
+        with pytest.raises(UserError, match=r"a.lock is locked by another process"), file_lock(lock, wait=0.05):
             pass
     with file_lock(lock, wait=0.05) as held:
         assert held

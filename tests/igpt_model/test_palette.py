@@ -128,7 +128,7 @@ def test_a_palette_survives_its_file_and_a_pickle(tmp_path):
     (tmp_path / "palette.safetensors").write_bytes(b"not a palette")
     with pytest.raises(UserError, match="not a palette"):
         Palette.load(tmp_path / "palette.safetensors")
-    with pytest.raises(UserError, match="no palette at"):
+    with pytest.raises(UserError, match="does not exist"):
         Palette.load(tmp_path / "none")
 
 
@@ -155,7 +155,7 @@ def test_bad_images_and_tokens_are_refused():
         palette.decode(np.zeros((1, 5), int))
     with pytest.raises(UserError, match="8 colours"):
         palette.decode(np.full((1, 4), 8))
-    with pytest.raises(UserError, match="colours was requested"):
+    with pytest.raises(UserError, match="n_colours is"):
         Palette.fit(np.zeros((1, 2, 2, 3), np.uint8), 0)
     with pytest.raises(UserError, match="at least one"):
         Palette.fit([], 4)

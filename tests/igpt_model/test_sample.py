@@ -156,10 +156,10 @@ def test_late_pixels_cost_what_early_ones_do_but_for_attention():
         ({"n": 1, "temperature": float("nan")}, "temperature = nan"),
         ({"n": 1, "top_k": 0}, "top_k = 0"),
         ({"n": 1, "seed": -1}, "seed = -1"),
-        ({"n": 1, "at_once": 0}, "at_once = 0"),
-        ({"n": 2, "prefix_tokens": [[0, 1]]}, "prefix of shape"),
-        ({"n": 1, "prefix_tokens": [0] * 13}, "prefix of shape"),
-        ({"n": 1, "prefix_tokens": [7]}, "outside 0 to 6"),
+        ({"n": 1, "at_once": 0}, "at_once is 0"),
+        ({"n": 2, "prefix_tokens": [[0, 1]]}, "prefix has shape"),
+        ({"n": 1, "prefix_tokens": [0] * 13}, "prefix has shape"),
+        ({"n": 1, "prefix_tokens": [7]}, "give 0 to 6"),
     ],
 )
 def test_unusable_requests_are_refused_in_words(model, arguments, message):
@@ -169,7 +169,7 @@ def test_unusable_requests_are_refused_in_words(model, arguments, message):
 
 def test_weights_that_are_not_numbers_are_refused(model):
     model.blocks[2].mlp.c_fc.weight.data[0, 0] = torch.nan
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="logits are NaN"):
         sample(model, 2)
 
 

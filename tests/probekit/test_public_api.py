@@ -271,12 +271,12 @@ def test_objects_are_pickled_and_copied(calls):
 
 MISUSED = {
     "no path": (lambda results: Results(), "Results needs a results file or folder"),
-    "no records": (lambda results: Results.from_records([]).curve(), "These results hold no records"),
+    "no records": (lambda results: Results.from_records([]).curve(), "These results contain no records"),
     "no results": (lambda results: probekit.write_report([]), "No results were given"),
     "axes": (lambda results: results.plot_depth(ax=5), "ax is of type int"),
     "metric": (lambda results: results.curves(metric=5), "metric is 5"),
     "keyword": (lambda results: results.curve(serie="a"), "Did you mean series?"),
-    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "returned int; wr"),
+    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "returned int; give"),
     "empty name": (lambda results: probekit.sweep({"a": X}, y, Cs=[0.1], series=""), "series is empty"),
 }
 

@@ -132,7 +132,7 @@ def test_the_model_is_that_of_the_variables(copied):
 
 def test_a_wrong_palette_is_refused(copied):
     np.save(copied / "kmeans_centers.npy", np.zeros((4, 3), np.float32))
-    with pytest.raises(UserError, match="the model knows 5 colours"):
+    with pytest.raises(UserError, match="the model has 5 colours"):
         from_openai_checkpoint(copied)
     (copied / "kmeans_centers.npy").unlink()
     assert from_openai_checkpoint(copied)[1] is None
@@ -141,7 +141,7 @@ def test_a_wrong_palette_is_refused(copied):
 def test_the_published_loss_of_a_size_is_named_where_there_is_one():
     from igpt_model import ModelConfig
 
-    assert "2.0895 nats a pixel (3.0145 bits)" in what_to_expect(ModelConfig.preset("S"))
+    assert "2.0895 nats per pixel (3.0145 bits)" in what_to_expect(ModelConfig.preset("S"))
     assert "no test loss is published" in what_to_expect(ModelConfig.preset("S", causal=False))
 
 

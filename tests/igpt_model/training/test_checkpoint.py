@@ -61,7 +61,7 @@ def test_newest_and_named_steps(tmp_path):
     assert latest_checkpoint(tmp_path).name == "10000000"
     assert latest_checkpoint(tmp_path, 5) == checkpoint_path(tmp_path, 5)
     assert load_checkpoint(tmp_path).step == 10_000_000
-    with pytest.raises(UserError, match="no checkpoint of step 6; it has those of steps 5, 1000, 10000000"):
+    with pytest.raises(UserError, match="no checkpoint of step 6; choose one of 5, 1000, 10000000"):
         latest_checkpoint(tmp_path, 6)
     with pytest.raises(UserError, match="contains no checkpoints"):
         latest_checkpoint(tmp_path / "none")
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_never_overwritten(tmp_path):
     save(tmp_path, 1)
     there = {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()}
     save(tmp_path, 1)  # the same contents
-    with pytest.raises(UserError, match="exists already, with other contents"):
+    with pytest.raises(UserError, match="already exists with different contents"):
         save(tmp_path, 1, trainer=False)
     assert {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()} == there
 
@@ -108,7 +108,7 @@ def test_another_palette_is_refused(tmp_path):
     save(tmp_path, 1)
     folder = checkpoint_path(tmp_path, 1)
     Palette.rgb_grid(8).save(folder / "palette.safetensors")
-    with pytest.raises(UserError, match=r"palette\.safetensors is not the file"):
+    with pytest.raises(UserError, match=r"palette\.safetensors was altered"):
         load_checkpoint(folder)
     # also when somebody made the manifest fit
     from igpt_model.hashing import hash_file

@@ -261,11 +261,11 @@ def test_other_settings_models_data_and_labels_are_refused(tmp_path):
         run(tmp_path, pretrained(seed=9), steps=5)
     config = FinetuneConfig(**{**TINY, "steps": 5})
     swapped = Labelled(pictures().images, pictures().labels[::-1].copy())
-    with pytest.raises(UserError, match="not those that the run"):
+    with pytest.raises(UserError, match="differ from those that the run"):
         list(finetune(config, pretrained(), swapped, pictures(12, 1), CLASSES, tmp_path, {"name": "bars"}))
-    with pytest.raises(UserError, match="but 0 to 1 is needed"):
+    with pytest.raises(UserError, match="integers from 0 to 1"):
         list(finetune(config, pretrained(), pictures(), pictures(12, 1), CLASSES[:2], tmp_path / "b"))
-    with pytest.raises(UserError, match="layers 0 to 2"):
+    with pytest.raises(UserError, match="give 0 to 2"):
         run(tmp_path / "c", layer=3)
 
 

@@ -242,7 +242,7 @@ def test_other_settings_or_data_are_refused_by_name(tmp_path):
         list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "noise"}))
     with pytest.raises(UserError, match=r"data\.train_images: 60 there, 59 here"):
         list(train(config, pictures()[:59], pictures(20, 1), tmp_path, {"name": "bars"}))
-    with pytest.raises(UserError, match="images or labels are not those"):
+    with pytest.raises(UserError, match="images or labels differ from those"):
         list(train(config, pictures(seed=3), pictures(20, 1), tmp_path, {"name": "bars"}))
     with pytest.raises(UserError, match="palette"):
         list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "bars"}, palette=Palette.rgb_grid(4)))
@@ -310,7 +310,7 @@ def test_a_shared_palette_is_used(tmp_path):
     config = TrainConfig(**{**TINY, "steps": 3})
     list(train(config, pictures(), pictures(20, 1), tmp_path, palette=palette))
     assert load_checkpoint(latest_checkpoint(tmp_path)).palette == palette
-    with pytest.raises(UserError, match="5 colours and the model 4"):
+    with pytest.raises(UserError, match="5 colours but the model 4"):
         list(train(config, pictures(), pictures(20, 1), tmp_path / "b", palette=Palette.rgb_grid(5)))
 
 
@@ -328,7 +328,7 @@ def test_bad_settings_are_refused(change):
 
 def test_bad_pictures_and_devices_are_refused(tmp_path):
     config = TrainConfig(**TINY)
-    with pytest.raises(UserError, match=r"prepare them with config\.transform"):
+    with pytest.raises(UserError, match=r"as prepared by config\.transform"):
         list(train(config, pictures(side=6), pictures(20, 1), tmp_path))
     with pytest.raises(UserError, match="no validation images"):
         list(train(config, pictures(), pictures(0), tmp_path))

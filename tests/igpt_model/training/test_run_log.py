@@ -29,6 +29,6 @@ def test_a_run_with_a_checkpoint_is_refused(tmp_path, checkpoint):
 
 def test_a_config_of_another_program_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(UserError, match="contains a run with other settings"):
+    with pytest.raises(UserError, match="contains a run with different settings"):
         open_run(tmp_path, {"train": {"batch_size": 8}})
     assert (tmp_path / "config.json").read_text() == '{"model_type": "vit"}'

@@ -43,7 +43,7 @@ def test_a_sweep_shows_its_own_curves_and_says_what_it_did_not_record(tmp_path, 
     assert code == 0
     assert "second on other: the best" in printed
     assert "noise" not in printed
-    with pytest.warns(UserWarning, match="holds these probes as series second, so 'new' was not recorded"):
+    with pytest.warns(UserWarning, match="contains these probes as series second, so 'new' was not recorded"):
         sweep("g.h5", out="r", Cs=[0.1, 1], series="new")
     assert "r/probes contains no results.jsonl; give r, which does" in run(["report", "r/probes"])[1]
     assert "nowhere does not exist" in run(["report", "nowhere"])[1]

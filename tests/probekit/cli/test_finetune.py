@@ -56,7 +56,7 @@ def test_other_settings_and_missing_runs_are_refused(run, tmp_path, capsys):
     assert "finetune.lr: 0.0003 there, 0.1 here" in capsys.readouterr().err
     assert tune(tmp_path / "nothing", tmp_path / "b") == 2
     assert tune(run, tmp_path / "c", "--layer", "5") == 2
-    assert "layers 0 to 1" in capsys.readouterr().err
+    assert "give 0 to 1" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_run_is_refused_before_images_are_prepared(run, capsys):

@@ -70,7 +70,7 @@ def test_a_folder_that_changed_is_refused_and_the_same_one_goes_on(run, folder, 
     assert load_classifier(tmp_path / "tuned").classifier.clf.weight.equal(before)
     (mine / "train" / CLASSES[0] / "000.png").unlink()
     assert tune(run, mine, tmp_path / "tuned") == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "different settings" in capsys.readouterr().err
 
 
 def test_a_flat_folder_lends_its_test_rows_and_a_broken_picture_is_named(run, folder, tmp_path, capsys):

@@ -223,7 +223,7 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert main(["demo"]) == 2
-    assert "the current folder does not exist any more" in capsys.readouterr().err
+    assert "the current folder no longer exists" in capsys.readouterr().err
 
 
 def test_an_error_is_one_line_whatever_it_names(capsys):

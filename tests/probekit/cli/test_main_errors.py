@@ -199,7 +199,7 @@ def test_a_size_that_cannot_be_leaves_nothing_behind(line, words, tmp_path, feat
         ("sweep {folder}", ["is a folder", "features.h5"]),
         ("verify {folder}", ["Feature file", "does not exist"]),
         ("plot {folder} --out {folder}", ["ends in nothing", ".svg, .png or .pdf"]),
-        ("sample {run} --out {folder}", ["ends in nothing; give --out a name that ends in .png."]),
+        ("sample {run} --out {folder}", ["ends in nothing; give --out a file name ending in .png."]),
         ("sample {run} --out {folder}.png", ["is a folder"]),
         ("plan --features {folder}", ["is a folder"]),
     ],

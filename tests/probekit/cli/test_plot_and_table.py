@@ -148,11 +148,11 @@ def test_any_metric_and_readout_is_a_figure_and_a_table_of_the_same_numbers(resu
         (("--metric", "acuracy"), "Accuracy is top1"),
         (("--metric", "rank-me"), "Did you mean rankme?"),
         (("--metric", "ece_scaled"), "probekit calibrate"),
-        (("--metric", "rankme", "--readout", "knn"), "whatever the probe"),
-        (("--readout", "ridge"), "they have knn"),
-        (("--kind", "path", "--metric", "ece"), "leave --metric"),
-        (("--test", "fog"), "No probes fit --test fog"),
-        (("--runs", "theirs"), "has one run"),
+        (("--metric", "rankme", "--readout", "knn"), "describes features"),
+        (("--readout", "ridge"), "choose from knn"),
+        (("--kind", "path", "--metric", "ece"), "leave out --metric"),
+        (("--test", "fog"), "No probes match --test fog"),
+        (("--runs", "theirs"), "has only one run"),
     ):
         assert run("plot", results, "--out", tmp_path / "x.svg", *words) == 2
         assert expected in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_predictions_are_those_of_the_sweep(tmp_path, capsys):
     assert main(["predict", str(probe), str(folder), "--encoder", "histogram:8"]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert 'features of another encoder (kind: "pixels" there' in error
+    assert 'fitted on another encoder (kind: "pixels" there' in error
 
 
 def test_a_probe_of_joined_layers_finds_its_own_encoder(tmp_path, capsys):

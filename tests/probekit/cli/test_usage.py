@@ -106,8 +106,8 @@ def test_a_tag_that_yaml_cannot_build_is_one_sentence(value, tmp_path, capsys):
         ("steps: true", "steps is True; expected something other than true or false"),
         ("steps: false", "steps is False"),
         ("tensorboard: 'no'", "tensorboard is 'no'; expected true or false"),
-        ("dataset: yes\ndataset: no", "the key 'dataset' is there twice"),
-        ("n-layer: 1\nn_layer: 2", "'n-layer' and 'n_layer' are one flag"),
+        ("dataset: yes\ndataset: no", "the key 'dataset' occurs twice"),
+        ("n-layer: 1\nn_layer: 2", "'n-layer' and 'n_layer' are the same flag"),
         ("config: other.yaml", "no flag config"),
         ("steps: 1:30", "--steps is '1:30'"),
         ("steps: 2.6", "--steps is '2.6'; expected a whole number"),
@@ -138,8 +138,8 @@ def test_a_config_file_means_what_is_written(tmp_path):
         ("sweep f.h5 --Cs None", "--Cs is 'None'"),
         ("sweep f.h5 --Cs=[1,2]", "--Cs is '[1'"),
         ("sweep f.h5 --train-rows 1.5,2", "--train-rows is '1.5'"),
-        ("sweep f.h5 --Cs", "--Cs takes one value or several, and none was given"),
-        ("sweep f.h5 --layers --out x", "--layers takes one value or several, and none was given"),
+        ("sweep f.h5 --Cs", "--Cs takes one or more values, but none was given"),
+        ("sweep f.h5 --layers --out x", "--layers takes one or more values, but none was given"),
         ("sweep f.h5 --series=", "an argument is empty"),
         ("sweep f.h5 --config a.yaml --config b.yaml", "--config was given twice"),
         ("train digits --out x --steps", "--steps takes a value, and none was given"),
@@ -188,7 +188,7 @@ def test_a_wrong_key_or_file_is_refused(tmp_path, capsys):
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "has no flag seed. Did you mean seeds?" in capsys.readouterr().err
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "absent.yaml")]) == 2
-    assert "there is no such file" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_everything_that_is_missing_is_named_at_once(capsys):

@@ -102,7 +102,7 @@ def load_by_the_messages(path, steps=4):
         except UserError as error:
             text = str(error)
         key, prefix = (
-            re.search(r"take --state-key (\S+?)[. ]*(?: or|$)", text),
+            re.search(r"give --state-key (\S+?)[. ]*(?: or|$)", text),
             re.search(r"--strip-prefix '(.+?)'", text),
         )
         ignored = re.search(r"--ignore ((?:'[^']+' ?)+)", text)
@@ -142,7 +142,7 @@ def test_weights_in_other_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"PK\3\4 and no more", "truncated"),
         (b'{"weight_map": {"a": "../b"}}', "read safely"),
@@ -184,7 +184,7 @@ def test_shards_are_those_of_their_index(tmp_path, stale):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     if stale:
-        with pytest.raises(UserError, match="disagree on where"):
+        with pytest.raises(UserError, match="does not match its files for"):
             read_state(index)
     else:
         assert {key: value.tolist() for key, value in read_state(index).items()} == {"a": [1, 1], "b": [0, 0, 0]}

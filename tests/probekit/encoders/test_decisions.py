@@ -26,6 +26,6 @@ def test_an_igpt_says_its_norm_and_input():
 def test_special_tokens_are_named():
     decision = {"axes": "BTD", "prefix_tokens": 5, "positions": 16, "width": 32, "pool": "both"}
     assert decision_lines({"decisions": {"h.0": decision}}) == [
-        "h.0: token sequences (batch first), the first (CLS) token beside the mean over 16 positions "
+        "h.0: token sequences (batch first), the first (CLS) token and the mean over 16 positions "
         "after 5 special tokens, width 32"
     ]

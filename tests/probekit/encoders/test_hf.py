@@ -193,7 +193,7 @@ def test_a_model_that_wants_more_than_pictures_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"Siglip2VisionModel fails on images of 16 x 16 \(TypeError: .*missing"):
         load_encoder(f"hf:{folder}")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"siglip2 prepares arrays of shape \(1, 256, 768\), but one image"):
+    with pytest.raises(UserError, match=r"siglip2 prepares arrays of shape \(1, 256, 768\), not single images"):
         load_encoder(f"hf:{folder}")
 
 

@@ -144,7 +144,7 @@ def test_float_pictures_go_through_extraction_like_bytes(tmp_path):
         ({"size": SQUARE, "crop_pct": 0.9}, "contains crop_pct"),
         ({"image_processor_type": "CLIPImageProcessor", "size": EDGE, "do_center_crop": False}, "different sizes"),
         ({"image_processor_type": "NoSuchImageProcessor", "size": SQUARE}, "names NoSuchImageProcessor"),
-        ({"size": SQUARE, "image_std": [0, 0, 0]}, "not finite"),
+        ({"size": SQUARE, "image_std": [0, 0, 0]}, "non-finite"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_one_sentence(tmp_path, settings, words):
@@ -215,7 +215,7 @@ def test_interpolation_alone_changes_the_kernel_alone(tmp_path):
     picture = odd_pictures()[0]
     expected = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.NEAREST))
     np.testing.assert_array_equal(encoder.prepare(picture), expected)
-    with pytest.raises(UserError, match="'cubic' is not known"):
+    with pytest.raises(UserError, match="'cubic' is unknown"):
         load_encoder(f"hf:{path}", interpolation="cubic")
 
 
@@ -225,7 +225,7 @@ def test_a_misspelt_switch_is_refused_and_a_foreign_one_is_not(tmp_path):
         load_encoder(f"hf:{folder(tmp_path / 'a', **settings, do_normalise=False)}")
     with pytest.raises(UserError, match="contains DO_NORMALIZE, which"):
         load_encoder(f"hf:{folder(tmp_path / 'c', **settings, DO_NORMALIZE=False)}")
-    with pytest.raises(UserError, match="'false', but true or false is expected"):
+    with pytest.raises(UserError, match="'false', but must be true or false"):
         load_encoder(f"hf:{folder(tmp_path / 'd', **settings, do_normalize='false')}")
     path = folder(tmp_path / "b", **settings, do_thumbnail=False, extra=None)
     same_pictures(load_encoder(f"hf:{path}"), path)
@@ -236,7 +236,7 @@ def test_two_files_that_disagree_are_said(tmp_path):
     nested = {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "do_normalize": True}
     (path / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
     encoder = load_encoder(f"hf:{path}")
-    assert "preprocessor_config.json next to it has another do_normalize" in encoder.provenance["pictures"]
+    assert "preprocessor_config.json next to it has a different do_normalize" in encoder.provenance["pictures"]
     same_pictures(encoder, path)
     (path / "processor_config.json").write_text(json.dumps({"image_seq_length": 4}))
     assert "pictures" not in load_encoder(f"hf:{path}").provenance

@@ -133,7 +133,7 @@ def test_a_map_whose_axes_are_all_alike_is_settled_by_a_wider_image_or_asked_abo
     assert encoder.provenance["decisions"]["0"]["axes"] == "BCHW"
     fixed = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(512, 2))
     assert load_encoder(fixed, layers="0", resolution=8, axes="BHWC").provenance["decisions"]["0"]["axes"] == "BHWC"
-    with pytest.raises(UserError, match="say axes="):
+    with pytest.raises(UserError, match="give axes="):
         load_encoder(fixed, layers="0", resolution=8)
 
 
@@ -150,7 +150,7 @@ def test_decisions_by_table():
     assert decide("x", (70, 2, 9), (70, 3, 9), **grid, prefix_tokens=6).to_dict()["axes"] == "TBD"
     for shape, other, words in (
         ((2, 70, 9), (3, 70, 9), "not a grid"),
-        ((4, 5), (4, 5), "no axis counts"),
+        ((4, 5), (4, 5), "without a batch axis"),
         ((2, 1, 1, 1, 1), (3, 1, 1, 1, 1), "not a vector"),
     ):
         with pytest.raises(UserError, match=words):
@@ -172,10 +172,10 @@ def test_special_tokens_are_counted_from_parameters():
     ("options", "words"),
     [
         ({"resolution": 8}, "needs layers="),
-        ({"layers": "stem"}, "needs prepare= or resolution="),
+        ({"layers": "stem"}, "needs an input size; give prepare= or resolution="),
         ({"layers": "trunk.*", "resolution": 8}, "No submodule matches"),
-        ({"layers": "idle", "resolution": 8}, "takes no part"),
-        ({"layers": "stem", "resolution": 8, "pool": "max"}, "'max' is not known"),
+        ({"layers": "idle", "resolution": 8}, "is not used"),
+        ({"layers": "stem", "resolution": 8, "pool": "max"}, "'max' is unknown"),
         ({"layers": "stem", "resolution": 8, "prepare": float_prepare}, "both given"),
         (
             {"layers": "stem", "resolution": 8, "forward": lambda m, x: m(x, x)},
@@ -234,19 +234,19 @@ def test_weights_files_load_and_what_they_lack_is_named(tmp_path):
         assert load_weights(m, tmp_path / "b.safetensors").missing == missing
     for bad, words in (
         ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "more": torch.ones(1)}, "unexpected more"),
-        ({"weight": torch.ones(2, 2)}, "another shape or type weight"),
+        ({"weight": torch.ones(2, 2)}, "a different shape or type weight"),
     ):
         save_file(bad, tmp_path / "b.safetensors")
         with pytest.raises(UserError, match=words):
             load_weights(m, tmp_path / "b.safetensors")
-    with pytest.raises(UserError, match="no weights file"):
+    with pytest.raises(UserError, match=r"weights file .* does not exist"):
         read_state(tmp_path / "none.pt")
     torch.save({"m": nn.Linear(1, 1)}, tmp_path / "code.pt")
     with pytest.raises(UserError, match="whose code is not run here; save its state_dict"):
         read_state(tmp_path / "code.pt", "m")
     torch.save({"a.b": {"w": torch.ones(1)}}, tmp_path / "dots.pt")
     assert list(read_state(tmp_path / "dots.pt", "a.b")) == ["w"]
-    with pytest.raises(UserError, match=r"contains a\.b"):
+    with pytest.raises(UserError, match=r"a different --state-key .a\.b"):
         read_state(tmp_path / "dots.pt", "model")
     with pytest.raises(UserError, match="--state-key"):
         read_state(tmp_path / "dots.pt")

@@ -33,17 +33,17 @@ def test_modules_that_cannot_be_observed_say_why():
         ({"std": float("nan")}, "std above 0"),
         ({"mean": [0.5, 0.5]}, "one number or three"),
         ({"resolution": 0}, "at least 1 x 1"),
-        ({"resolution": 32.5}, "one whole number or two"),
-        ({"resolution": "a"}, "one whole number or two"),
+        ({"resolution": 32.5}, "one integer or two"),
+        ({"resolution": "a"}, "one integer or two"),
         ({"layers": []}, "needs layers="),
         ({"layers": ""}, "needs layers="),
         ({"layers": ["b", 3]}, "No submodule matches '3'"),
         ({"prefix_tokens": "2"}, "prefix_tokens is '2'"),
         ({"prefix_tokens": 2.5}, "prefix_tokens is 2.5"),
-        ({"resize": (64, 64, 64)}, "one whole number or two"),
-        ({"resize": {"shortest_edge": 64}}, "one whole number or two"),
-        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32))}, "prepare gave float64"),
-        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32), bool)}, "prepare gave bool"),
+        ({"resize": (64, 64, 64)}, "one integer or two"),
+        ({"resize": {"shortest_edge": 64}}, "one integer or two"),
+        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32))}, "prepare returned float64"),
+        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32), bool)}, "prepare returned bool"),
     ],
 )
 def test_options_that_cannot_be_meant(options, words):
@@ -61,7 +61,7 @@ def test_numbers_in_every_form():
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_a_preparation_that_drops_the_image_is_said(kind):
     shape = (32, 32, 3) if kind == np.uint8 else (3, 32, 32)
-    with pytest.warns(UserWarning, match="prepare makes the same of 3 different images"):
+    with pytest.warns(UserWarning, match="prepare returns the same for 3 different images"):
         load_encoder(Convs(), layers="b", prepare=lambda image: np.ones(shape, kind))
 
 
@@ -87,7 +87,7 @@ def test_a_preparation_of_training_is_refused():
     for prepare in (crop, mirror_now_and_then):
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
-        with pytest.raises(UserError, match="something else of an image"):
+        with pytest.raises(UserError, match="different results for the same image"):
             load_encoder(Convs(), layers="b", prepare=prepare)
 
 
@@ -116,11 +116,11 @@ def floats(image):
 def test_values_of_the_user_are_used_or_refused():
     net = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
     options = {"layers": "0"}
-    with pytest.raises(UserError, match="finished floats"):
+    with pytest.raises(UserError, match="normalised floats"):
         load_encoder(net, prepare=floats, mean=0.5, **options)
     with pytest.raises(UserError, match="interpolation were both given"):
         load_encoder(net, prepare=floats, interpolation="nearest", **options)
-    with pytest.raises(UserError, match=r"prepare gave object \(\)"):
+    with pytest.raises(UserError, match=r"prepare returned object \(\)"):
         load_encoder(net, prepare=lambda image: {"pixel_values": floats(image)}, **options)
     assert load_encoder(net, resolution=32, **options).provenance["input"].startswith("values from 0 to 1")
     assert "input" not in load_encoder(net, resolution=32, mean=0.5, std=0.5, **options).provenance
@@ -164,7 +164,7 @@ def test_outputs_of_other_kinds_of_tensors():
     marked = load_encoder(Returns(lambda x: x.as_subclass(Marked)), layers="b", resolution=32)
     assert type(marked(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2))[0]) is torch.Tensor
     for function, words in (
-        (lambda x: x[:, :0], "holds no numbers"),
+        (lambda x: x[:, :0], "is empty"),
         (lambda x: torch.nested.as_nested_tensor([one.flatten(1).T for one in x]), "tensor of nested rows"),
     ):
         with pytest.raises(UserError, match=words):
@@ -172,5 +172,5 @@ def test_outputs_of_other_kinds_of_tensors():
 
 
 def test_options_of_a_weights_file_need_one():
-    with pytest.raises(UserError, match="state_key and ignore speak of a weights file"):
+    with pytest.raises(UserError, match="state_key and ignore require a weights file"):
         load_encoder("torch:torch.nn:Identity", layers="0", state_key="model", ignore="head.*")

@@ -43,8 +43,8 @@ def test_histogram_counts_colours():
 @pytest.mark.parametrize(
     ("spec", "options", "words"),
     [
-        ("igtp:run", {}, "not known; write igpt:RUN"),
-        ("igpt:", {}, "not complete"),
+        ("igtp:run", {}, "unknown; write igpt:RUN"),
+        ("igpt:", {}, "incomplete"),
         ("pixels:big", {}, "pixels per side"),
         ("pixels:8", {"pool": "cls"}, "takes no option pool"),
         (3, {}, "int is not an encoder"),
@@ -101,7 +101,7 @@ def test_preparation_crops_the_centre_and_leaves_right_sizes_alone():
     image = np.random.default_rng(2).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     assert np.array_equal(Preparation((8, 8))(image), image[:, 2:10])
     assert np.array_equal(Preparation((4, 4), resize=8)(image), image[2:6, 4:8])
-    with pytest.raises(UserError, match="cannot be cropped"):
+    with pytest.raises(UserError, match="is larger than resize"):
         Preparation((9, 9), resize=8)
 
 

@@ -20,10 +20,10 @@ from tests.probekit.encoders.small_modules import Returns
         (lambda x: x.mean((2, 3)).to_sparse(), "a tensor of sparse_coo"),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "a tensor of qint8"),
         (lambda x: {"mask": x.mean((2, 3)) > 0, "features": x}, "a tensor of bool"),
-        (lambda x: x.flatten(2).mT.reshape(-1, 2, 8), "no axis counts the images"),
-        (lambda x: x.flatten(2).mT.reshape(-1, 16, 8), "no axis counts the images"),
-        (lambda x: x.flatten(2).mT.reshape(-1, 8), "no axis counts the images"),
-        (lambda x: (x.mean(), x), "no axis counts the images"),
+        (lambda x: x.flatten(2).mT.reshape(-1, 2, 8), "without a batch axis"),
+        (lambda x: x.flatten(2).mT.reshape(-1, 16, 8), "without a batch axis"),
+        (lambda x: x.flatten(2).mT.reshape(-1, 8), "without a batch axis"),
+        (lambda x: (x.mean(), x), "without a batch axis"),
     ],
 )
 def test_outputs_that_are_no_features_are_refused(function, words):
@@ -54,7 +54,7 @@ def test_tokens_whose_channels_come_first_are_not_pooled_over_channels(width, fi
 @pytest.mark.parametrize("where", ["front", "end", "middle"])
 def test_prompts_that_make_another_grid_are_no_patches(where):
     """16 patches and 9 prompts are 25 positions, a grid of 5 x 5."""
-    with pytest.raises(UserError, match="41 for an image twice as wide: 9 of them are no patches"):
+    with pytest.raises(UserError, match="41 for an image twice as wide, so 9 of them are not patches"):
         load_encoder(Tokens(where, 9, "prompt"), layers="block", resolution=32)
     if where == "front":
         encoder = load_encoder(Tokens(where, 9, "prompt"), layers="block", resolution=32, prefix_tokens=9)
@@ -134,7 +134,7 @@ def heads(h):
     ],
 )
 def test_attention_is_no_feature_map(function):
-    with pytest.raises(UserError, match=r"no feature map|any axis could be the channels"):
+    with pytest.raises(UserError, match=r"not a feature map|ambiguous channels"):
         load_encoder(Returns(function), layers="b", resolution=32)
 
 

@@ -59,23 +59,23 @@ def own_generator(generator):
     ("module", "layer", "words"),
     [
         (Flat(functional.dropout), "out", "same batch is run again.*training=self.training"),
-        (Flat(lambda h: functional.dropout(h, 0.01)), "out", "other features for the same image"),
+        (Flat(lambda h: functional.dropout(h, 0.01)), "out", "different features for the same image"),
         (Flat(lambda h: h + 1e-4 * torch.rand_like(h)), "out", "same batch is run again"),
         (Flat(lambda h: h + float(np.random.rand())), "out", "same batch is run again"),  # noqa: NPY002
         (Flat(Once()), "out", "same batch is run again"),
         (Flat(own_generator(torch.Generator().manual_seed(0))), "out", "same batch is run again"),
-        (Flat(lambda h: h - h.mean(0)), "out", "other pictures are in its batch.*statistics taken over the batch"),
-        (Flat(lambda h: functional.batch_norm(h, None, None, training=True)), "out", "other pictures are in its batch"),
-        (Flat(nn.BatchNorm1d(16, track_running_stats=False)), "out", "other pictures are in its batch"),
-        (Flat(Rank()), "out", "other pictures are in its batch"),
-        (Flat(lambda h: h.softmax(0)), "out", "other pictures are in its batch"),
-        (Flat(lambda h: h / len(h)), "out", "other pictures are in its batch|alone"),
+        (Flat(lambda h: h - h.mean(0)), "out", "other images are in its batch.*statistics over the batch"),
+        (Flat(lambda h: functional.batch_norm(h, None, None, training=True)), "out", "other images are in its batch"),
+        (Flat(nn.BatchNorm1d(16, track_running_stats=False)), "out", "other images are in its batch"),
+        (Flat(Rank()), "out", "other images are in its batch"),
+        (Flat(lambda h: h.softmax(0)), "out", "other images are in its batch"),
+        (Flat(lambda h: h / len(h)), "out", "other images are in its batch|alone"),
         (Flat(lambda h: h.squeeze()), "a", None),
         (Flat(lambda h: h.squeeze()), "out", r"shape \(16,\) for a batch of 1.*squeeze"),
-        (StaysInTraining(), "net", "other features|stays in training"),
+        (StaysInTraining(), "net", "different features|stays in training"),
         (Flat(nn.Dropout(0.5)), "out", None),
         (Flat(nn.BatchNorm1d(16)), "out", None),
-        (Flat(lambda h: h.log()), "out", "not finite"),
+        (Flat(lambda h: h.log()), "out", "non-finite"),
     ],
 )
 def test_only_features_of_the_picture_alone_are_accepted(module, layer, words):
@@ -137,7 +137,7 @@ def test_a_function_with_its_own_prepare_is_tried_on_the_data_sets_pictures():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
     data = load_dataset((IMAGES.repeat(5, axis=0), np.arange(20) % 2))
     assert load_encoder(net, layers="2", prepare=as_it_is, data=data).widths == (4,)
-    with pytest.raises(UserError, match=r"fails on images of 64 x 64 .*let prepare return the size") as raised:
+    with pytest.raises(UserError, match=r"fails on images of 64 x 64 .*let prepare return the image size") as raised:
         load_encoder(net, layers="2", prepare=as_it_is)
     assert "--resolution" not in str(raised.value)
     with pytest.raises(UserError, match=r"prepare failed on an image of 64 x 64 \(ValueError: 8 only\); give data="):

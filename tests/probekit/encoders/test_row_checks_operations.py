@@ -41,7 +41,7 @@ def over_the_batch(x):
     return functional.scaled_dot_product_attention(h, h, h).reshape(x.shape)
 
 
-AGAIN, COMPANY = "the same batch is run again", "other pictures are in its batch"
+AGAIN, COMPANY = "the same batch is run again", "other images are in its batch"
 
 
 OPERATIONS = {
@@ -121,7 +121,7 @@ def test_what_the_first_batch_leaves_behind_is_refused():
 def test_values_that_are_not_finite_are_refused():
     net = Convs()
     net.a.weight.data[0] = float("nan")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         load_encoder(net, layers="b", resolution=32)
 
 

@@ -111,7 +111,7 @@ def test_layers_that_timm_lists_under_other_names(timm):
     assert encoder.layers == ("stages.0", "stages.1", "stages.2", "stages.3")
     lost = timm.create_model("test_resnet", pretrained=False)
     lost.feature_info = [{"module": "stage2.0"}]  # as HRNet's
-    with pytest.raises(UserError, match=r"lists the feature layer .* does not have; name submodules with --layers"):
+    with pytest.raises(UserError, match=r"lists the feature layer .* does not have; give submodules with --layers"):
         from_timm(lost, {"name": "hrnet", "source": "hrnet"})
 
 

@@ -110,9 +110,9 @@ def test_a_killed_search_goes_on(tmp_path):
 
 
 def test_requests_that_concatenate_nothing_are_refused(tmp_path):
-    with pytest.raises(UserError, match="nothing to concatenate"):
+    with pytest.raises(UserError, match="has only one layer"):
         concat(MemoryStore(strength=(1.0,)), tmp_path / "one", Cs=CS)
     with pytest.raises(UserError, match="budget of 3 columns"):
         concat(MemoryStore(), tmp_path / "narrow", Cs=CS, greedy_width=3)
-    with pytest.raises(UserError, match="at least one layer"):
+    with pytest.raises(UserError, match="at least 1 layer"):
         concat(MemoryStore(), tmp_path / "window", Cs=CS, window=0)

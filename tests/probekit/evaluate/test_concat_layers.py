@@ -45,5 +45,5 @@ def test_every_greedy_step_is_the_best_that_the_budget_allows(seed, n_layers, bu
 
 
 def test_windows_that_do_not_exist_are_refused():
-    with pytest.raises(UserError, match="at least one layer"):
+    with pytest.raises(UserError, match="at least 1 layer"):
         windows(5, 2, 0)

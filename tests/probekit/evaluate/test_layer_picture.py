@@ -52,7 +52,7 @@ def test_a_missing_package_or_file_is_one_sentence(swept, monkeypatch, tmp_path)
         embed(np.zeros((9, 3)), "pca")
     (results, *_) = swept[1]
     (swept[0] / "f.h5").rename(tmp_path / "elsewhere.h5")
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="does not exist"):
         picture_of(results)
     (tmp_path / "elsewhere.h5").rename(swept[0] / "f.h5")
 

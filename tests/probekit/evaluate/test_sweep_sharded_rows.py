@@ -57,8 +57,8 @@ def test_two_ranks_have_the_records_of_one_process(features, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parallel": "rows"}, "several processes: start with `torchrun"),
-        ({"parallel": "columns"}, "may be layers or rows"),
+        ({"parallel": "rows"}, "several processes; start with `torchrun"),
+        ({"parallel": "columns"}, "choose layers or rows"),
         ({"parallel": "rows", "checks": ["knn"]}, "linear probes only"),
         ({"parallel": "rows", "workers": 2}, "linear probes only"),
     ],

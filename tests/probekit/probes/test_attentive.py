@@ -59,13 +59,13 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_state():
 
 def test_pooled_features_and_heads_that_do_not_divide_are_refused():
     tokens, y = needle(20, 0)
-    with pytest.raises(UserError, match="with a label each"):
+    with pytest.raises(UserError, match="one label per image"):
         fit_attentive(tokens.mean(axis=1), y)
-    with pytest.raises(UserError, match="4 heads do not divide 6"):
+    with pytest.raises(UserError, match="n_heads = 4 does not divide 6"):
         fit_attentive(tokens, y, n_heads=4)
 
 
 def test_arrays_of_no_attentive_probe_are_refused_with_the_columns_it_should_have():
     arrays = {"classes": np.arange(2), "coef": np.zeros((1, 48))}
-    with pytest.raises(UserError, match=r"Probe file p\.safetensors is no attentive probe of 48 columns"):
+    with pytest.raises(UserError, match=r"Probe file p\.safetensors is not of kind attentive with 48 columns"):
         restore("attentive", arrays, 48, lambda rows: rows, "cpu", "p.safetensors")

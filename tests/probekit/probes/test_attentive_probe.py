@@ -109,7 +109,7 @@ def test_seeds_resample_rows(tmp_path):
 
 def test_pooled_features_and_idle_options_are_refused(tmp_path):
     pooled, tokens, _ = stores(tmp_path)
-    with pytest.raises(UserError, match="needs every token's features, but these are pooled; extract with"):
+    with pytest.raises(UserError, match="needs the features of every token, but these are pooled; extract with"):
         sweep(pooled, tmp_path / "a", probe="quick")
     with pytest.raises(UserError, match="pooled features"):
         sweep(tokens, tmp_path / "a", probe="quick", checks=["knn"])

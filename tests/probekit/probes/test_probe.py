@@ -163,7 +163,7 @@ def test_two_workers_share_the_layers_of_sgd(tmp_path):
 
 
 def test_what_sgd_cannot_do_is_refused(tmp_path):
-    with pytest.raises(UserError, match="neither standardise nor refit"):
+    with pytest.raises(UserError, match="cannot standardise or refit"):
         sweep(MemoryStore(), tmp_path, protocol=SMALL_SGD.with_(standardize=True))
     with pytest.raises(UserError, match="cannot concatenate"):
         concat(MemoryStore(), tmp_path, protocol=SMALL_SGD)

@@ -55,9 +55,9 @@ def test_damage_inside_is_refused_not_cut(tmp_path):
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "results.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not records"):
+    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not probekit records"):
         Journal(path).keys()
-    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not records"):
+    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not probekit records"):
         Journal(path).append({"key": "a"})
     assert path.read_bytes() == content
 
@@ -188,5 +188,5 @@ def test_two_lines_of_one_key_must_agree(tmp_path):
     with open(path, "a") as file:
         file.write('{"key": "a", "C": 2, "seconds": 1}\n')
     for call in (Journal(path).keys, lambda: Journal(path).append({"key": "b"})):
-        with pytest.raises(UserError, match=r"Line 1 of .* and Line 4 of .* have the same key and other figures"):
+        with pytest.raises(UserError, match=r"Line 1 of .* and Line 4 of .* have the same key but differ"):
             call()

@@ -40,13 +40,13 @@ def test_files_are_compared_too(results, tmp_path):
 def test_other_test_rows_and_labels_are_refused(results, tmp_path):
     strangers = MemoryStore(id="strangers")
     strangers.ids["test"] = strangers.ids["test"] + 10_000
-    with pytest.raises(UserError, match="share no test row"):
+    with pytest.raises(UserError, match="have no test rows in common"):
         compare(results.best("a"), sweep(strangers, tmp_path / "ids", Cs=[0.1]))
     relabelled = MemoryStore(id="relabelled")
     relabelled.y["test"] = (relabelled.y["test"] + 1) % 3
-    with pytest.raises(UserError, match="disagree about labels"):
+    with pytest.raises(UserError, match="have different labels"):
         compare(results.best("a"), sweep(relabelled, tmp_path / "labels", Cs=[0.1]))
-    with pytest.raises(UserError, match="disagree about labels"):  # over several draws too
+    with pytest.raises(UserError, match="have different labels"):  # over several draws too
         compare(results, sweep(relabelled, tmp_path / "seeds", Cs=[0.1], seeds=2), series_a="a")
 
 

@@ -94,7 +94,7 @@ def test_runs_are_named_by_hand_where_the_sweep_did_not(folder):
     np.testing.assert_array_equal(depth_curve(join_runs(same, {"net": []})).by_draw, depth_curve(records).by_draw)
     with pytest.raises(UserError, match="no series 'd' to be a run of 'net'; there are a, b, c"):
         join_runs(apart, {"net": ["a", "d"]})
-    with pytest.raises(UserError, match="has one run"):
+    with pytest.raises(UserError, match="has only one run"):
         join_runs(apart, {"net": ["a"]})
     assert read_runs(["net=a, b", "other"]) == {"net": ["a", "b"], "other": []}
     with pytest.raises(UserError, match="NAME=SERIES"):

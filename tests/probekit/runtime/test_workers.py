@@ -49,7 +49,7 @@ def test_two_workers_write_the_records_that_one_writes(tmp_path):
 def test_features_in_no_file_cannot_be_shared(tmp_path):
     from tests.probekit.feature_doubles import MemoryStore
 
-    with pytest.raises(UserError, match="in no file that another process could open"):
+    with pytest.raises(UserError, match="were not read from a file; use workers=1"):
         sweep(MemoryStore(), tmp_path, Cs=CS, workers=2)
 
 

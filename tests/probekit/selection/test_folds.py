@@ -44,5 +44,5 @@ def test_splits_that_cannot_choose_are_refused():
         rows([0, 1, 0]).rounds("val")
     with pytest.raises(UserError, match="label 2, which no training row has"):
         rows([0, 1, 2], [False, False, True]).rounds("val")
-    with pytest.raises(UserError, match="one training row only"):
+    with pytest.raises(UserError, match="only one training row"):
         rows([0, 0, 1]).rounds("cv5")
