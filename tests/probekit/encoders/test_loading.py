@@ -151,5 +151,5 @@ def test_two_sizes_of_one_baseline_and_a_shorter_side_of_zero_are_refused():
     assert load_encoder("pixels:8", resolution=8).widths == (192,)
     with pytest.raises(UserError, match="give one of them"):
         load_encoder("pixels:8", resolution=9)
-    with pytest.raises(UserError, match="cannot be cropped"):
+    with pytest.raises(UserError, match="crop"):
         Preparation((8, 8), resize=0)
