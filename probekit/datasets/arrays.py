@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import plain_array
 from igpt_model.hashing import hash_file
 from igpt_model.whole_files import load_npz
 from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
@@ -105,7 +106,7 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 2:
         array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
         raise UserError(
             f"{name} has shape {tuple(np.shape(image))} and type {array.dtype}, but a PIL image, a uint8 array "
             "(H, W, 3) or a uint8 tensor (3, H, W) is needed; remove transforms that return floats."
@@ -138,12 +139,14 @@ def _as_part(value: Any, named: bool = True) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
         plain = isinstance(images, list | tuple)
-        source: Images = MadeImages(tuple(images), _listed) if plain else ArrayImages(np.asarray(images))
+        source: Images = MadeImages(tuple(images), _listed) if plain else ArrayImages(plain_array(images, "images"))
         return Part(source, label_array(labels, "The labels"))
     indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     # indexing a pandas or polars table gives columns, and indexing a tensor or sparse array gives no (image, label)
     no_items = any(hasattr(value, name) for name in ("columns", "detach", "nnz"))  # frames, tensors, sparse arrays
     if indexed and not no_items and not isinstance(value, str | bytes | np.ndarray):
+        with explained(f"The {type(value).__name__} has no length", "give (images, labels)", named=True):
+            len(value)
         labels, whose = _labels_of_items(value)
         _refuse_random_items(value)
         return Part(

@@ -15,7 +15,7 @@ from probekit.datasets import arrays, csv_list, folder, hub_datasets, npy, parqu
 from probekit.datasets.listing import expand
 from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, explained
 from probekit.runtime.imports import import_object
 from probekit.runtime.written_options import read_values, split_options
 
@@ -154,11 +154,13 @@ def load_dataset(
     options |= written
     if not text.strip():
         raise UserError(f"An empty data set name was given; give {'; '.join(FORMS)}.")
-    for entry in ENTRIES:
-        if entry.name == text:
-            return _read_entry(entry, root, options)
-    if (found := _read_path(text, root, options)) is not None:
-        return found
+    # names too long for a path, folders without permissions, files that disappear
+    with explained(f"{text[:80]!r} cannot be read", "check the path and its permissions", OSError):
+        for entry in ENTRIES:
+            if entry.name == text:
+                return _read_entry(entry, root, options)
+        if (found := _read_path(text, root, options)) is not None:
+            return found
     exists = os.path.exists(os.path.expanduser(text))
     if re.match(r"[A-Za-z]:[\\/]", text) and not exists:
         raise UserError(f"{text} does not exist; check the path.")
@@ -184,7 +186,7 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
     module, function = entry.loader.split(":")
     load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
     _check_options(load, entry.name, options)
-    return load(entry.name, **({"root": root} if entry.needs_root else {}), **options)
+    return checked(load)(entry.name, **({"root": root} if entry.needs_root else {}), **options)
 
 
 def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset | None:
@@ -218,7 +220,7 @@ def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) 
         stem = stem.removesuffix(suffix)
     _check_options(form.read, where, options, COMMON)
     own = {key: value for key, value in options.items() if key not in COMMON}
-    found = form.read(path, **own | ({"root": root} if kind == HUB else {}))
+    found = checked(form.read)(path, **own | ({"root": root} if kind == HUB else {}))
     common = {key: options[key] for key in options.keys() & COMMON}
     return assemble(stem.rstrip("-_.") or Path(path).parent.name or kind, where, found, **common)
 

@@ -45,7 +45,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.exif not in ("apply", "ignore"):
             raise UserError(f"exif={self.exif!r} was given; choose apply or ignore.")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+        if self.value_range is not None and not 1e-300 < self.value_range[1] - self.value_range[0] < 1e300:
             raise UserError(
                 f"value_range={self.value_range} was given; give the value of black and a larger one for white."
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import plain_array
 from probekit.runtime.errors import UserError
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
@@ -34,12 +35,14 @@ def label_array(values: Any, where: str) -> np.ndarray:
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
+    if hasattr(values, "detach"):
+        values = plain_array(values, "labels")
     try:
         if isinstance(values, list | tuple) and not any(isinstance(value, LISTS) for value in values):
             array: np.ndarray = np.empty(len(values), object)  # NumPy would make texts of numbers beside texts
             array[:] = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in values]
         else:
-            array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+            array = np.asarray(values)
     except ValueError:
         raise UserError(
             f"{where} are lists of different lengths, but one label per image is needed; choose one for each image."
@@ -138,13 +141,17 @@ def class_names(value: Any) -> tuple[str, ...] | None:
         if not all(isinstance(k, Real) for k in given) or sorted(given) != list(range(len(given))):
             raise UserError(f"classes= maps names to {given[:5]}; map them to 0, 1, ..., each once.")
         value = sorted(value, key=value.__getitem__)
-    if isinstance(value, str | bytes) or not np.iterable(value):
+    if isinstance(value, str | bytes | set | frozenset) or not np.iterable(value):  # a set has no order
         raise UserError(f"classes={value!r} was given; give a list of names.")
 
     def written(name: Any) -> str:
         if isinstance(name, list | tuple | np.ndarray):  # torchvision's ImageNet gives synonyms
             return ", ".join(map(written, name))
-        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        if isinstance(name, bytes):
+            return name.decode(errors="replace")
+        if not isinstance(name, str | Real):
+            raise UserError(f"classes contains {name!r}, but names are needed.")
+        return str(name)
 
     return tuple(map(written, value))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, hash_image, remarks
 from probekit.datasets.labels import negative, numbers_as_names
 from probekit.datasets.listing import THREADS, refuse_doubles
@@ -138,6 +139,7 @@ def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
     return {"train": parts[""]} if "" in parts else parts
 
 
+@checked
 def assemble(
     name: str,
     where: str,

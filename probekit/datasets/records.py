@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_arrays
-from igpt_model.ranges import check_at_least
+from igpt_model.ranges import SEED, check_at_least, check_range
 from probekit.datasets.images import Images, hash_image
 from probekit.datasets.splits import stratified_holdout, stratified_subset
 from probekit.runtime.errors import UserError
@@ -176,6 +176,7 @@ def build(
     same split. The rule used is written to the provenance.
     """
     check_classes(name, classes)
+    check_range("split_seed", split_seed, SEED)
 
     def checked(rows: Split) -> Split:
         if (largest := int(rows.labels.max(initial=-1))) >= len(classes):
@@ -186,6 +187,8 @@ def build(
         size = len(rows) // versions
         starts = size * np.arange(versions)[:, None]
         kept, held = stratified_holdout(rows.labels[:size], fraction, split_seed)
+        if not len(held):
+            raise UserError(f"{name} has one image of each class, so none can be held out; give more, or a test part.")
         return rows.take((starts + kept).ravel()), rows.take((starts + held).ravel())
 
     @cache

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.arguments import check_kind
+from igpt_model.arguments import checked
 from probekit.encoders.encoder import compute, encoder_repr, layer_patterns
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
 from probekit.encoders.preparation import (
@@ -49,7 +49,7 @@ def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return named
 
 
-def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[str]:
+def match_modules(module: torch.nn.Module, wanted: str | int | Sequence[str | int]) -> list[str]:
     """Names of the submodules that match `wanted`; in a glob, `*` matches within one level ("blocks.*")."""
     names = list(submodules(module))
     chosen: dict[str, None] = {}
@@ -146,13 +146,14 @@ class ModuleEncoder:
 
     __repr__ = encoder_repr
 
+    @checked
     def __init__(
         self,
         module: torch.nn.Module,
-        layers: str | Sequence[str] | None = None,
+        layers: str | int | Sequence[str | int] | None = None,
         pool: str = "mean",
         prepare: Callable[[np.ndarray], Any] | None = None,
-        resolution: int | None = None,
+        resolution: Any = None,
         resize: Any = None,
         crop: Any = None,
         interpolation: str | None = None,
@@ -169,7 +170,6 @@ class ModuleEncoder:
         provenance: dict[str, Any] | None = None,
     ) -> None:
         module = _observable(module)
-        prefix_tokens = check_kind("prefix_tokens", prefix_tokens, int | None, type(self).__name__)
         if layers is None or layer_patterns(layers) in ([], [""]):
             names = list(submodules(module))
             raise UserError(
@@ -258,7 +258,7 @@ class ModuleEncoder:
             raise UserError(f"prepare returned the shapes {made[0].shape} and {made[1].shape}; return one fixed size.")
         dropped = all(np.array_equal(x, example) for x in made)
         if dropped and not all(np.array_equal(picture, pictures[0]) for picture in pictures):
-            warnings.warn(f"prepare returns the same for {len(made)} different images.", stacklevel=4)
+            warnings.warn(f"prepare returns the same for {len(made)} different images.", stacklevel=5)
         self._sides = sides(example)
         return np.stack(made)
 

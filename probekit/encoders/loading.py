@@ -98,7 +98,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         if colon:
             if not re.fullmatch("[0-9]{1,4}", rest):
                 raise UserError(f"{spec!r} is not valid; give the pixels per side, for example {scheme}:32.")
-            options["resolution"] = int(rest)
+            if options.setdefault("resolution", int(rest)) != int(rest):
+                raise UserError(f"{spec} was given with resolution={options['resolution']}; give one of them.")
         return _call(spec, _function(SCHEMES[scheme]), [], options)
     if scheme in SCHEMES:
         if not rest:
@@ -132,12 +133,13 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     if strange and not takes_all:
         known = ", ".join(list(parameters)[len(arguments) :])
         raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
-    if str(getattr(function, "__module__", "")).startswith("probekit.encoders."):
+    own = str(getattr(function, "__module__", "")).startswith("probekit.encoders.")
+    if own:
         for key in ("mean", "std"):
             if key in options:
                 check_values(key, options[key])
     try:
-        return function(*arguments, **options)
+        return (checked(function) if own else function)(*arguments, **options)
     except TypeError as error:  # a function that passes its options on
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:

@@ -83,7 +83,8 @@ class Preparation(DescribedPreparation):
 
     def __post_init__(self) -> None:
         known_kernel(self.interpolation)
-        resize = self.resize if isinstance(self.resize, tuple) else (self.resize or max(self.crop),) * 2
+        shorter = max(self.crop) if self.resize is None else self.resize
+        resize = shorter if isinstance(shorter, tuple) else (shorter, shorter)
         if min(self.crop) < 1:
             raise UserError(f"Images of {self.crop[0]} x {self.crop[1]} pixels were requested; give at least 1 x 1.")
         if resize[0] < self.crop[0] or resize[1] < self.crop[1]:

@@ -72,7 +72,7 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
         warnings.warn(
             f"{type(encoder.module).__name__} draws random numbers in evaluation mode, or is not reproducible bit by "
             f"bit; {REPEATS} runs gave the same features, but rare events would go unnoticed.",
-            stacklevel=5,
+            stacklevel=6,
         )
     # two of the others are the darkest and brightest possible images, which reveal statistics over the batch
     ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
@@ -85,7 +85,7 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
             warnings.warn(
                 f"Layer {name} of {type(encoder.module).__name__} has the same features for {len(rows)} different "
                 "images (a mask, a constant, or units that are never active).",
-                stacklevel=5,
+                stacklevel=6,
             )
     what = f"{type(encoder.module).__name__} fails on a batch of one image"
     with explained(what, f"a data set's last batch may be one; {_hint(encoder.module, drawn)}", named=True):

@@ -145,3 +145,11 @@ def test_a_folder_whose_name_has_a_hash_is_itself(tmp_path, name, form):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=re.escape(f"{name} contains no checkpoints")):
         load_encoder(form.format(tmp_path / name))
+
+
+def test_two_sizes_of_one_baseline_and_a_shorter_side_of_zero_are_refused():
+    assert load_encoder("pixels:8", resolution=8).widths == (192,)
+    with pytest.raises(UserError, match="give one of them"):
+        load_encoder("pixels:8", resolution=9)
+    with pytest.raises(UserError, match="crop"):
+        Preparation((8, 8), resize=0)
