@@ -116,7 +116,7 @@ def test_pipes_folders_and_large_files_are_refused(tmp_path):
     for name, message in (
         ("pipe", "is a pipe or a device"),
         ("", "is a folder"),
-        ("large", "at most 50 were expected"),
+        ("large", "expected at most 50"),
     ):
         with pytest.raises(UserError, match=message):
             read_bytes(tmp_path / name, most=50)
