@@ -81,7 +81,7 @@ class BandedProbe(Probe):
         assert fitted.selection is not None
         coef = fitted.coef * spread(gammas, widths) / scale
         info = {
-            "rule": "one penalty per layer",
+            "rule": "one penalty a layer",
             "gammas": list(gammas),
             "C_by_layer": [fitted.selection.chosen * gamma**2 for gamma in gammas],
             "steps": [{"gammas": list(g), "score": value} for g, value in steps],
