@@ -64,7 +64,7 @@ def bundle_prefix(path: str | Path) -> Path:
         found = sorted(path.glob("*.index"))
         if len(found) != 1:
             names = ", ".join(f.name for f in found) or "none"
-            raise UserError(f"{path} should contain one TensorFlow checkpoint (*.index) but has {names}; give one.")
+            raise UserError(f"{path} should contain one TensorFlow checkpoint (*.index) but has {names}; choose one.")
         path = found[0]
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if not Path(f"{prefix}.index").is_file():

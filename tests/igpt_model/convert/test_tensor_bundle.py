@@ -71,7 +71,7 @@ def test_only_the_wanted_are_read():
 
 def test_named_by_prefix_index_or_folder(tmp_path):
     assert bundle_prefix(MERGED) == bundle_prefix(f"{MERGED}.index") == MERGED
-    with pytest.raises(UserError, match=r"has merged\.ckpt\.index, model\.ckpt-131000\.index; name one"):
+    with pytest.raises(UserError, match=r"has merged\.ckpt\.index, model\.ckpt-131000\.index; choose one"):
         bundle_prefix(HERE)
     with pytest.raises(UserError, match="does not exist"):
         bundle_prefix(tmp_path / "model.ckpt-1")

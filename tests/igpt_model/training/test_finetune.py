@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(tmp
     while next(records)["step"] < 12:
         pass
     stopped.classifier.clf.weight.data[0] = torch.nan
-    with pytest.raises(TrainingDiverged, match=r"not finite at step 15 .*: the last good checkpoint is of step 10; "):
+    with pytest.raises(TrainingDiverged, match=r"not finite at step 15 .*; the last good checkpoint is of step 10; "):
         list(records)
     assert [int(f.name) for f in list_checkpoints(tmp_path / "stopped")][-1] == 10
     assert run(tmp_path / "stopped")[-1] == whole[-1]

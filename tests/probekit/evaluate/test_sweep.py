@@ -251,7 +251,7 @@ def test_bad_data_is_one_sentence(tmp_path):
         sweep(store, tmp_path / "one", Cs=[1.0])
     store = MemoryStore()
     store.y["test"][3] = 9
-    with pytest.raises(UserError, match="label 9"):
+    with pytest.raises(UserError, match="Label 9"):
         sweep(store, tmp_path / "strange", Cs=[1.0])
 
 

@@ -33,7 +33,7 @@ def test_the_final_fit_has_one_penalty_a_band(rows):
 def test_factors_are_one_a_band():
     assert spread((1.0, 0.5), (2, 1)).tolist() == [1.0, 1.0, 0.5]
     for wrong in ((1.0,), (1.0, np.nan), (1.0, -1.0)):
-        with pytest.raises(UserError, match="2 bands need"):
+        with pytest.raises(UserError, match="give 2 finite"):
             spread(wrong, (2, 3))
 
 
