@@ -185,7 +185,7 @@ ODD_ENCODERS = {
     "a layer too many": (returning(lambda out: [*out, out[0]]), "returned features of 3 layers, not 2"),
     "complex numbers": (returning(lambda out: [x.to(torch.complex64) for x in out]), "complex tensor was given"),
     "sparse": (returning(lambda out: [x.to_sparse() for x in out]), "sparse_coo tensor was given as"),
-    "without data": (returning(lambda out: [x.to("meta") for x in out]), "meta tensor was given as features of layer 0"),
+    "without data": (returning(lambda out: [x.to("meta") for x in out]), "meta tensor was given as features of layer"),
     "texts": (returning(lambda out: ["a", "b"]), "dtype <U1 was given as features of layer 0"),
     "objects": (returning(lambda out: [object(), object()]), "dtype object was given as features of layer 0"),
     "no picture": (lambda e: setattr(e, "prepare", lambda image: None), "dtype object was given as a prepared image"),
