@@ -40,6 +40,6 @@ def import_object(spec: str) -> Any:
 def library(module: str, user: str) -> Any:
     """The module of an optional package, imported for `user`; a `UserError` where that cannot be done."""
     package = module.partition(".")[0]
-    advice = f"pip install {package}, and packages that it names in the builds that belong together"
+    advice = f"pip install {package}, and check that its dependencies (such as torch and torchvision) match"
     with explained(f"{user} needs {package}, which cannot be imported", advice):
         return importlib.import_module(module)
