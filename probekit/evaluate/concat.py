@@ -156,7 +156,8 @@ def _concat(
         for kind, indices in wanted
         for seed in seeds
     ]
-    runner.run(jobs)
+    if jobs:  # none if only single layers were chosen
+        runner.run(jobs)
     return [job for draw in singles for job in draw] + jobs
 
 

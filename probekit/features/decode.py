@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from igpt_model.arguments import plain_array
+from igpt_model.devices import is_plain
 from probekit.datasets.images import hash_image
 from probekit.runtime.errors import UserError
 
@@ -46,7 +47,7 @@ class _Batches(Dataset[Any]):
             last = min(first + AT_ONCE, count)
             try:
                 images = self.parts[split].images(rows.start + first, rows.start + last)
-                made = [plain_array(self.prepare(image), "a prepared image") for image in images]
+                made = [_array(self.prepare(image)) for image in images]
             except UserError as error:
                 return error
             if prepared is None:
@@ -60,6 +61,13 @@ class _Batches(Dataset[Any]):
                 hashes[place] = hash_image(image)
         # tensors travel between processes through shared memory, arrays through a pipe
         return torch.from_numpy(prepared), torch.from_numpy(hashes.view(np.int64))
+
+
+def _array(prepared: Any) -> np.ndarray:
+    """A prepared image as an array of numbers; a tensor's precision is kept, because the encoder may depend on it."""
+    if is_plain(prepared) and prepared.dtype in (torch.float16, torch.float64):
+        prepared = prepared.detach().cpu().numpy()
+    return plain_array(prepared, "a prepared image")
 
 
 def prepared_batches(

@@ -61,6 +61,11 @@ def test_several_windows_and_the_end_of_the_network(tmp_path):
     assert [r.layers for r in results.of(kind="concat")] == [("02", "03"), ("01", "02", "03")]
 
 
+def test_a_window_of_one_layer_leaves_single_layers(tmp_path):
+    results = concat(MemoryStore(strength=(0.5, 1.0, 0.5)), tmp_path, Cs=CS, window=1, greedy_width=0)
+    assert [r.kind for r in results] == ["layer"] * 3
+
+
 def test_a_set_found_twice_is_one_record_with_both_rules(tmp_path):
     results = concat(MemoryStore(strength=(1.0, 1.0)), tmp_path, Cs=CS, window=2)
     records = results.of(kind="concat")

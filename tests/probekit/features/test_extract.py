@@ -223,3 +223,16 @@ def test_forms_of_the_same_features(tmp_path, change):
     expected = extract(encoder, dataset(), tmp_path / "a.h5").read("train", 1)[0]
     encoder.change = change
     np.testing.assert_array_equal(extract(encoder, dataset(), tmp_path / "b.h5").read("train", 1)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_prepared_tensor_keeps_its_precision(tmp_path, dtype):
+    class Seeing(Mean):
+        def prepare(self, image):
+            return torch.from_numpy(np.array(image)).to(dtype)
+
+        def __call__(self, images, row_ids):
+            assert torch.from_numpy(images).dtype == dtype
+            return super().__call__(images, row_ids)
+
+    extract(Seeing(), dataset(), tmp_path / "f.h5")
