@@ -162,7 +162,7 @@ class ModuleEncoder:
         axes: str | None = None,
         prefix_tokens: int | None = None,
         suggested_prefix: int | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str = "float32",
         forward: Forward = _plain_forward,
         data: Any = None,

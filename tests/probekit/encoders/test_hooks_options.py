@@ -174,3 +174,8 @@ def test_outputs_of_other_kinds_of_tensors():
 def test_options_of_a_weights_file_need_one():
     with pytest.raises(UserError, match="state_key and ignore require a weights file"):
         load_encoder("torch:torch.nn:Identity", layers="0", state_key="model", ignore="head.*")
+
+
+def test_a_device_may_be_given_as_torch_gives_it():
+    encoder = load_encoder(nn.Sequential(nn.Conv2d(3, 8, 4, 4)), layers="0", resolution=32, device=torch.device("cpu"))
+    assert encoder.provenance["device"] == "cpu"
