@@ -21,7 +21,7 @@ LISTED = re.compile(r"\[.*\]|\{.*\}|(tensor|array)\(.*\)")
 JOINED = re.compile(r"[|;,]")
 # written by programs for missing values, but possible as class names
 MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
-LISTS = (list, tuple, set, dict, np.ndarray)
+LISTS = (list, tuple, set, dict)
 MOST_CLASSES = 1_000_000
 MOST_LETTERS = 10_000
 """Longest class name: in a NumPy array every row takes the memory of the longest one."""
@@ -38,9 +38,9 @@ def label_array(values: Any, where: str) -> np.ndarray:
     if hasattr(values, "detach"):
         values = plain_array(values, "labels")
     try:
-        if isinstance(values, list | tuple) and not any(isinstance(value, LISTS) for value in values):
+        if isinstance(values, list | tuple) and not any(map(_is_list, values)):
             array: np.ndarray = np.empty(len(values), object)  # NumPy would make texts of numbers beside texts
-            array[:] = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in values]
+            array[:] = [value.item() if hasattr(value, "item") else value for value in values]
         else:
             array = np.asarray(values)
     except ValueError:
@@ -71,8 +71,12 @@ def label_array(values: Any, where: str) -> np.ndarray:
     return _names(array, where)
 
 
+def _is_list(label: Any) -> bool:
+    return isinstance(label, LISTS) or getattr(label, "ndim", 0) > 0  # a tensor of one label has one dimension
+
+
 def _of_one_type(items: list[Any], where: str) -> np.ndarray:
-    if any(isinstance(item, LISTS) for item in items):
+    if any(map(_is_list, items)):
         raise UserError(f"{where} are lists, but one label per image is needed; choose one for each image.")
     _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
     if all(isinstance(item, str) for item in items):

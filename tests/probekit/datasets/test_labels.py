@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from probekit.datasets import load_dataset
 from probekit.datasets.catalogue import ENTRIES
@@ -261,6 +262,14 @@ def test_dictionaries_as_items():
     ):
         with pytest.raises(UserError, match=words):
             load_dataset([item] * 10)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_items_may_have_their_label_in_a_list_of_one(kind):
+    rows = [(X[i], kind([int(Y[i])])) for i in range(60)]
+    assert load_dataset(rows).splits["test"].id == load_dataset((X, Y)).splits["test"].id
+    with pytest.raises(UserError, match="one non-negative integer"):
+        load_dataset([(X[i], kind([0, 1])) for i in range(60)])
 
 
 def test_a_folder_that_may_not_be_read(tmp_path):
