@@ -75,8 +75,14 @@ class Features:
     @checked
     def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
         """Several layers concatenated in the given order: X float32 (N, sum of D), y int64 (N,)."""
-        none = np.empty((self.header.splits[self.named_split(split)], 0))
-        X = np.concatenate([none, *(self.stored(split, layer) for layer in layers)], axis=1, dtype=np.float32)
+        names = [self.layer(layer) for layer in layers]
+        widths = [self.widths[self.layers.index(name)] for name in names]
+        # filled layer by layer, so that no second copy of all features is in memory
+        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
+        column = 0
+        for name, width in zip(names, widths, strict=True):
+            X[:, column : column + width] = self.stored(split, name)
+            column += width
         return X, self.labels(split)
 
     @checked
