@@ -12,9 +12,8 @@ from probekit.cli.console import say
 from probekit.runtime.escape import three_figures
 
 LARGE = 200_000_000  # for models with more parameters, extraction is estimated from operation counts, not timed
-LEAST_PER_CLASS = (
-    10  # with fewer extracted images of any class, the sweep is estimated from operation counts, not timed
-)
+# with fewer extracted images of any class, the sweep is estimated from operation counts, not timed
+LEAST_PER_CLASS = 10
 
 
 def plan(
@@ -69,9 +68,8 @@ def plan(
     from probekit.features.store import FeatureStore
     from probekit.selection.protocol import get_protocol
 
-    stored = (
-        None if features is None else FeatureStore.open(features)
-    )  # before any timing, to report a wrong path at once
+    # before any timing, to report a wrong path at once
+    stored = None if features is None else FeatureStore.open(features)
     get_protocol(protocol)
     data = load_dataset(dataset or "digits", root=root)  # without a data set any images serve
     if dataset is not None:

@@ -41,9 +41,8 @@ def study(
     """
     from probekit.selection.protocol import resolve_protocol
 
-    resolve_protocol(
-        settings.get("protocol", "igpt"), settings.get("Cs")
-    )  # before PyTorch is imported, to report errors at once
+    # before PyTorch is imported, to report errors at once
+    resolve_protocol(settings.get("protocol", "igpt"), settings.get("Cs"))
     from probekit.evaluate.study import study as run_study
 
     shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}
