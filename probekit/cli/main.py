@@ -199,10 +199,13 @@ def _open_closed_streams() -> None:
 
 
 def _bound_terminal_size() -> None:
-    """Limit the output width to 20 to 1000 columns: rich uses any value of COLUMNS and LINES, even 0."""
+    """Limit the output width to 60 to 1000 columns: rich uses any value of COLUMNS and LINES, even 0.
+
+    In less than 50 columns the help abbreviates names of flags.
+    """
     columns = shutil.get_terminal_size().columns
-    if "COLUMNS" in os.environ or columns < 20:
-        os.environ["COLUMNS"] = str(min(max(columns, 20), 1000))
+    if "COLUMNS" in os.environ or columns < 60:
+        os.environ["COLUMNS"] = str(min(max(columns, 60), 1000))
     if not re.fullmatch("[0-9]{1,4}", os.environ.get("LINES", "24")):
         del os.environ["LINES"]
 
