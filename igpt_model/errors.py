@@ -19,7 +19,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(shortened(visible(message)))
+        # shorten first, because escaping a text of many MB takes seconds and gigabytes
+        super().__init__(shortened(visible(shortened(str(message)))))
 
 
 def visible(text: Any) -> str:
