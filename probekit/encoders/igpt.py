@@ -21,7 +21,7 @@ from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.ranges import check_at_least
-from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
+from igpt_model.training.checkpoint import Checkpoint, check_checkpoint, check_latest, load_checkpoint
 from probekit.encoders.encoder import compute, encoder_repr, select_layers
 from probekit.runtime.errors import UserError
 
@@ -137,7 +137,7 @@ def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
 
 def load_run(run: str, **options: Any) -> IGPTEncoder:
     """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself."""
-    checkpoint = load_checkpoint(checkpoint_folder(run))
+    checkpoint = load_checkpoint(find_checkpoint(run))
     about = {
         "checkpoint": str(checkpoint.path or run),
         "step": checkpoint.step,
@@ -147,16 +147,16 @@ def load_run(run: str, **options: Any) -> IGPTEncoder:
     return IGPTEncoder(checkpoint.model, checkpoint.palette, checkpoint.transform, provenance=about, **options)
 
 
-def checkpoint_folder(run: str) -> Path:
-    """The checkpoint folder of RUN or RUN@STEP."""
+def find_checkpoint(run: str) -> Checkpoint:
+    """The checkpoint of RUN or RUN@STEP, or in the folder RUN itself, checked and without its weights."""
     folder, at, step = run.rpartition("@")
     if at and re.fullmatch("[0-9]{1,15}", step) and not Path(run).exists():
-        return latest_checkpoint(folder, int(step))
+        return check_latest(folder, int(step))
     if not Path(run).is_dir():
         raise UserError(f"The run folder {run!r} does not exist; give a folder written by `probekit train`.")
     # a checkpoint folder itself, with weights in one file or in shards
     whole = any((Path(run) / name).exists() for name in ("weights.safetensors", "weights"))
-    return Path(run) if whole else latest_checkpoint(run)
+    return check_checkpoint(run) if whole else check_latest(run)
 
 
 def load_random(
@@ -177,7 +177,7 @@ def load_random(
     elif Path(source.rpartition("@")[0] or source).is_dir() or Path(source).is_dir():
         if resolution is not None:
             raise UserError(f"A resolution was given with random:{source}, but the run defines it; leave it out.")
-        checkpoint = load_checkpoint(checkpoint_folder(source))
+        checkpoint = load_checkpoint(find_checkpoint(source))
         config, palette, transform = checkpoint.config, checkpoint.palette, checkpoint.transform
         about["of"] = f"config and palette of {source}"
         if hash_arrays(IGPT(config, weights_seed).state_dict()) == checkpoint.weights_hash:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from igpt_model.devices import to_device
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 from probekit.selection.choose_C import FitSettings, HeldOut, Selection, cross_validate
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
@@ -166,19 +166,14 @@ def restore(
 
     Unless it reads tokens, it is tested on a row of `width` columns, so that arrays of wrong shapes raise here.
     """
-    try:
+    problem = f"Probe file {where} is not of kind {kind} with {width} columns"
+    kinds = (KeyError, IndexError, ValueError, TypeError, RuntimeError)
+    with explained(problem, "delete its record's line and run the sweep again", *kinds):
         fitted = PROBES[kind].fitted.from_arrays(arrays, read_rows, device)
         if PROBES[kind].reads != "tokens":
             proba = fitted.predict_log_proba(np.ones((1, min(width, MOST_COLUMNS)), np.float32))
             if proba.shape != (1, len(fitted.classes)):
                 raise ValueError(f"its probabilities have shape {proba.shape} for {len(fitted.classes)} classes")
-    except UserError:
-        raise
-    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"Probe file {where} is not of kind {kind} with {width} columns ({first_line(error)}); delete its "
-            "record's line and run the sweep again."
-        ) from None
     return fitted
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from igpt_model.arguments import check_fields
 from igpt_model.hashing import hash_json
-from probekit.runtime.errors import UserError, did_you_mean, first_line
+from probekit.runtime.errors import UserError, did_you_mean, explained
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,9 @@ def resolve_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
             raise UserError(f"{what}; omit Cs.")
         return resolved
     if Cs is not None:
-        try:
+        kinds = (TypeError, ValueError, OverflowError)
+        with explained("Cs are no numbers", "give one or more positive ones", *kinds):
             values = np.asarray(Cs, np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"Cs are no numbers ({first_line(error)}); give one or more positive ones.") from None
         resolved = resolved.with_(Cs=np.unique(np.atleast_1d(values)))
     bad = [C for C in resolved.Cs if not (np.isfinite(C) and C > 0)]
     if bad or not resolved.Cs:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt_model.devices import to_device
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, first_line, some
 
 Array = NDArray[np.float64]
 
@@ -100,7 +100,7 @@ def column_names(X: Any) -> NDArray[Any] | None:
     if names is None or callable(names) or not any(isinstance(name, str) for name in names):
         return None
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"X has columns {_few(names)}; give every column a different name, as text.")
+        raise UserError(f"X has columns {some(names, 5)}; give every column a different name, as text.")
     return np.asarray(names, dtype=object)
 
 
@@ -109,7 +109,8 @@ def check_columns(X: Any, fitted: NDArray[Any] | None) -> None:
     names = column_names(X)
     if fitted is not None and names is not None and not np.array_equal(names, fitted):
         raise UserError(
-            f"X has columns {_few(names)}, but the probe was fitted on {_few(fitted)}; give those, in that order."
+            f"X has columns {some([*names], 5)}, but the probe was fitted on {some([*fitted], 5)}; give those, in that "
+            "order."
         )
 
 
@@ -306,10 +307,6 @@ def _from_objects(X: Any) -> Array:
         return values.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise NotANumberError(f"X contains an object that is not a number ({first_line(error)}); drop it.") from error
-
-
-def _few(names: NDArray[Any]) -> str:
-    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _host(values: Any, name: str) -> Any:
