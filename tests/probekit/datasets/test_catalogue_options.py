@@ -37,7 +37,7 @@ def test_an_option_of_a_wrong_kind_is_refused_in_a_sentence(source, option, tmp_
     np.save("corruptions/labels.npy", Y)
     needs_root = any(entry.name == source and entry.needs_root for entry in ENTRIES)
     for value in WRONG:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=option):
             load_dataset(source, **{"root": tmp_path} if needs_root else {}, **{option: value})
 
 
