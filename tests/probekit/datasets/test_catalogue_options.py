@@ -41,6 +41,16 @@ def test_an_option_of_a_wrong_kind_is_refused_in_a_sentence(source, option, tmp_
             load_dataset(source, **{"root": tmp_path} if needs_root else {}, **{option: value})
 
 
+def test_options_of_the_call_come_before_those_after_the_name_and_are_not_ignored(tmp_path):
+    folder = image_folder(tmp_path / "images", "a", "b")
+    data = load_dataset(f"{folder}#split_seed=1#exif=ignore", split_seed=2)
+    assert data.provenance["split_rule"]["seed"] == 2
+    assert data.provenance["decoding"]["exif"] == "ignore"
+    assert load_dataset(data, skip_corrupt=False) is data
+    with pytest.raises(UserError, match="already loaded and takes no option split_seed"):
+        load_dataset(data, split_seed=3)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
 def test_seeds_beyond_the_range_are_refused(seed):
     with pytest.raises(UserError, match="split_seed"):
