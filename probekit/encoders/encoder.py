@@ -57,7 +57,7 @@ def layer_patterns(wanted: Any) -> list[str]:
     return [str(pattern) for pattern in (wanted if np.ndim(wanted) else [wanted])]
 
 
-def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> list[int]:
+def select_layers(names: Sequence[str], wanted: str | int | Sequence[str | int] | None) -> list[int]:
     """Positions, in depth order, of the layers that match names or globs (comma-separated or a sequence); None: all."""
     if wanted is None:
         return list(range(len(names)))
@@ -68,6 +68,8 @@ def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> l
             shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
             raise UserError(f"No layer matches {pattern!r}; choose from {shown}.")
         chosen |= found
+    if not chosen:
+        raise UserError(f"No layer was chosen; choose from {', '.join(names)}.")
     return sorted(chosen)
 
 

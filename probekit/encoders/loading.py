@@ -141,7 +141,7 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     try:
         return (checked(function) if own else function)(*arguments, **options)
     except TypeError as error:  # a function that passes its options on
-        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        refused = re.search(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
             raise
         raise UserError(f"{spec} takes no option {refused[1]}; leave it out.") from None

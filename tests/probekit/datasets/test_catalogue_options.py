@@ -68,6 +68,9 @@ def test_tensors_without_plain_values_are_refused_and_half_precision_is_read():
     for tensor in (torch.tensor(Y).to("meta"), torch.tensor(Y).to_sparse()):
         with pytest.raises(UserError, match="tensor"):
             load_dataset((X, tensor))
+    for label in (torch.tensor(0, device="meta"), torch.zeros(1, device="meta"), torch.tensor(0).to_sparse()):
+        with pytest.raises(UserError, match="tensor"):
+            load_dataset((X, [label] * 40))
     assert load_dataset((X, torch.tensor(Y).bfloat16())).classes == ("0", "1")
     with pytest.raises(UserError, match="masked"):
         load_dataset((np.ma.masked_less(X, 9), Y))
