@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError, explained
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -28,17 +28,12 @@ def find_device(device: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    try:
+    what, advice = f"The device {device!s} cannot be used", "choose cpu, or cuda if there is a GPU"
+    with explained(what, advice, RuntimeError, AssertionError, ValueError):
         chosen = local_device(torch.device(name))
         torch.empty(1, device=chosen)
         if chosen.type == "meta":
             raise NotImplementedError("its tensors hold no values")
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda if there is a GPU."
-        ) from error
     return chosen
 
 

@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LENGTH = 300  # maximum characters of another library's message, which may quote a whole damaged file
@@ -17,7 +19,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(shortened(visible(message)))
+        # shorten first, because escaping a text of many MB takes seconds and gigabytes
+        super().__init__(shortened(visible(shortened(str(message)))))
 
 
 def visible(text: Any) -> str:
@@ -45,3 +48,18 @@ def first_line(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
     line = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
     return line if len(line) <= LENGTH else f"{line[:LENGTH]}..."
+
+
+@contextmanager
+def explained(what: str, advice: str = "", *kinds: type[Exception], named: bool = False) -> Iterator[None]:
+    """Raise errors of other code (of `kinds`, or of any kind) as a `UserError`: "`what` (first line); `advice`.".
+
+    With `named`, the kind of the error stands before its first line. A `UserError` is passed on as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not isinstance(error, kinds or Exception):
+            raise
+        kind = f"{type(error).__name__}: " if named else ""
+        raise UserError(f"{what} ({kind}{first_line(error)}){advice and '; '}{advice}.") from error

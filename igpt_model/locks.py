@@ -20,7 +20,7 @@ from igpt_model.errors import UserError
 
 RUN_LOCK = ".lock"
 WAIT_SECONDS = 30.0
-"""How long a lock is waited for that others hold for a moment."""
+"""Maximum time to wait for a lock that other processes hold only briefly."""
 _HOLDER = {"pid": Int(1), "host": Text(256), "started": Text(64)}
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError, explained
 
 T = TypeVar("T")
 
@@ -120,12 +120,9 @@ def join_group(device: torch.device) -> None:
     gpu = device.type == "cuda"
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        try:
+        # ValueError: MASTER_ADDR is missing or invalid
+        with explained("The processes cannot be joined", "start them with torchrun", ValueError):
             dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
-        except ValueError as error:  # MASTER_ADDR is missing or invalid
-            raise UserError(
-                f"The processes cannot be joined ({first_line(error)}); start them with torchrun."
-            ) from None
         atexit.register(_leave)
     if gpu:
         if "nccl" not in dist.get_backend_config():

@@ -3,15 +3,14 @@
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from igpt_model.checked_json import open_regular
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError, explained
 
 
 def check_zip(archive: zipfile.ZipFile, path: str | Path) -> None:
@@ -28,17 +27,9 @@ def check_zip(archive: zipfile.ZipFile, path: str | Path) -> None:
             )
 
 
-@contextmanager
-def _as_sentence(path: str | Path, writer: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # NumPy and zipfile raise many types of errors for damaged files
-        raise UserError(
-            f"{path} cannot be read as plain arrays ({first_line(error)}); copy it again, or save it with {writer} "
-            "without Python objects."
-        ) from error
+def _as_sentence(path: str | Path, writer: str) -> AbstractContextManager[None]:
+    advice = f"copy it again, or save it with {writer} without Python objects"
+    return explained(f"{path} cannot be read as plain arrays", advice)
 
 
 def load_npy(path: str | Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from igpt_model.config import ModelConfig
 from igpt_model.convert.tensor_bundle import bundle_prefix, read_bundle
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError, explained
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
@@ -39,14 +39,12 @@ def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGP
     """
     found = {name.removeprefix("model/").removesuffix(":0"): np.asarray(value) for name, value in variables.items()}
     found = {name: value for name, value in found.items() if not any(word in name.lower() for word in _NOT_WEIGHTS)}
+    what = "The variables do not have the shapes and dtypes of an iGPT"
     try:
-        model = _from_variables(found, causal)
+        with explained(what, "", IndexError, TypeError, ValueError):
+            model = _from_variables(found, causal)
     except KeyError as error:
         raise UserError(f"These are not variables of OpenAI's iGPT: {error} is missing.") from None
-    except (IndexError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"The variables do not have the shapes and dtypes of an iGPT ({first_line(error)}).") from error
     if unknown := sorted(found.keys() - {"sos"}):
         raise UserError(f"These are not variables of OpenAI's iGPT: unknown are {', '.join(unknown[:6])}.")
     return model

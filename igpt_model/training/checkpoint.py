@@ -140,7 +140,14 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
-    """Return the newest checkpoint of a run, or the one of `step`, checked against its manifest.
+    """Return the folder of a run's newest checkpoint, or of the one of `step`, checked as by `check_latest`."""
+    path = check_latest(run_dir, step).path
+    assert path is not None
+    return path
+
+
+def check_latest(run_dir: str | Path, step: int | None = None) -> Checkpoint:
+    """Check the newest checkpoint of a run, or the one of `step`; return all of it but the weights.
 
     Raises
     ------
@@ -157,12 +164,12 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
         steps = ", ".join(map(str, by_step))
         raise UserError(f"{run_dir} has no checkpoint of step {step}; choose one of {steps}.")
     chosen = found[-1] if step is None else by_step[step]
-    error = _damage(chosen)
-    if error is not None:
-        good = next((int(f.name) for f in reversed(found) if f != chosen and _damage(f) is None), None)
+    try:
+        return check_checkpoint(chosen)
+    except DamagedCheckpoint as error:
+        good = next((int(f.name) for f in reversed(found) if f != chosen and _is_good(f)), None)
         hint = "there is no other good one" if good is None else f"the last good one is of step {good} (RUN@{good})"
         raise DamagedCheckpoint(f"{str(error).rstrip('.')}; {hint}.") from error
-    return chosen
 
 
 def newest_good(run_dir: str | Path, trainer: Any = dict) -> tuple[Checkpoint | None, list[dict[str, Any]]]:
@@ -185,19 +192,22 @@ def newest_good(run_dir: str | Path, trainer: Any = dict) -> tuple[Checkpoint | 
     return None, events
 
 
-def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(source: str | Path | Checkpoint, device: str | torch.device = "cpu") -> Checkpoint:
     """Load a checkpoint's model (in evaluation mode), palette and transform.
 
-    `folder` is a checkpoint, or a run, whose newest one is loaded.
+    `source` is the folder of a checkpoint, or of a run, whose newest one is loaded, or a result of `check_checkpoint`.
 
     Raises
     ------
     UserError
         The checkpoint is missing, damaged, or written by a newer version, or its palette was replaced.
     """
-    folder = Path(folder)
-    is_run = not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
-    found = check_checkpoint(latest_checkpoint(folder) if is_run else folder)
+    if isinstance(source, Checkpoint):
+        found = source
+    else:
+        folder = Path(source)
+        is_run = not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
+        found = check_latest(folder) if is_run else check_checkpoint(folder)
     state = read_weights(found)
     found.weights_hash = found.provenance["weights_hash"] = found.weights_hash or hash_arrays(state)
     found.model = IGPT.from_state(found.config, state, str(found.path)).to(device).eval()
@@ -361,13 +371,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json", _ABOUT)
 
 
-def _damage(folder: Path) -> DamagedCheckpoint | None:
-    """Return what is wrong with a checkpoint, or None."""
+def _is_good(folder: Path) -> bool:
     try:
         check_checkpoint(folder)
-    except DamagedCheckpoint as error:
-        return error
-    return None
+    except DamagedCheckpoint:
+        return False
+    return True
 
 
 # Tensors are in one safetensors file, or in a folder with one file per rank by torch.distributed.checkpoint. Any number

@@ -31,7 +31,7 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
     from igpt_model.convert.huggingface import from_pretrained_folder, to_pretrained_folder
     from igpt_model.convert.openai import from_openai_checkpoint, what_to_expect
     from igpt_model.training.checkpoint import load_checkpoint
-    from probekit.encoders.igpt import checkpoint_folder
+    from probekit.encoders.igpt import find_checkpoint
 
     folder = Path(source)
     if folder.suffix == ".index" or Path(f"{source}.index").is_file() or next(folder.glob("*.index"), None):
@@ -48,7 +48,7 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
         model, colours, maybe = from_pretrained_folder(folder)
         written = _write_run(target, source, model, colours, maybe, "preprocessor_config.json: add that file")
     else:
-        checkpoint = load_checkpoint(checkpoint_folder(source))
+        checkpoint = load_checkpoint(find_checkpoint(source))
         to_pretrained_folder(target, checkpoint.model, checkpoint.palette, checkpoint.transform)
         say(f"{target}: step {checkpoint.step} for Hugging Face's from_pretrained")
         return {"folder": str(target), "step": checkpoint.step}

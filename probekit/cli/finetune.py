@@ -63,9 +63,9 @@ def run_finetuning(
     from igpt_model.training.checkpoint import load_checkpoint
     from igpt_model.training.finetune import Labelled
     from igpt_model.training.finetune import finetune as fine_tune
-    from probekit.encoders.igpt import checkpoint_folder
+    from probekit.encoders.igpt import find_checkpoint
 
-    source = load_checkpoint(checkpoint_folder(run))
+    source = load_checkpoint(find_checkpoint(run))
     transform = config.transform(source.transform)
     train, val = (data.splits[name].limit(limit) for name in ("train", "val"))
     provenance = {**data.provenance, "limit": limit}

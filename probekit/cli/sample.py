@@ -62,9 +62,9 @@ def sample(
     from igpt_model.devices import find_device
     from igpt_model.sample import sample as draw
     from igpt_model.training.checkpoint import load_checkpoint
-    from probekit.encoders.igpt import checkpoint_folder
+    from probekit.encoders.igpt import find_checkpoint
 
-    checkpoint = load_checkpoint(checkpoint_folder(run), find_device(device))
+    checkpoint = load_checkpoint(find_checkpoint(run), find_device(device))
     if complete is None:
         tokens = draw(checkpoint.model, n, temperature, top_k, seed)
         grid = picture_grid(checkpoint.palette.decode(tokens.cpu().numpy()), scale=scale)

@@ -116,10 +116,9 @@ def run_training(
 def shared_palette(source: str) -> "Palette":
     """Read the palette of a file, or of a run's checkpoint."""
     from igpt_model.palette import Palette
-    from probekit.encoders.igpt import checkpoint_folder
+    from probekit.encoders.igpt import find_checkpoint
 
-    file = Path(source)
-    return Palette.load(file if file.is_file() else checkpoint_folder(source) / "palette.safetensors")
+    return Palette.load(source) if Path(source).is_file() else find_checkpoint(source).palette
 
 
 class Printer:

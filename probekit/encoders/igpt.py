@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.config import PRESETS, ModelConfig
 from igpt_model.devices import check_compiler
 from igpt_model.features import encode, layer_names, pool
@@ -19,7 +20,8 @@ from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
-from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
+from igpt_model.ranges import check_at_least
+from igpt_model.training.checkpoint import Checkpoint, check_checkpoint, check_latest, load_checkpoint
 from probekit.encoders.encoder import compute, encoder_repr, select_layers
 from probekit.runtime.errors import UserError
 
@@ -36,6 +38,7 @@ class IGPTEncoder:
 
     __repr__ = encoder_repr
 
+    @checked
     def __init__(
         self,
         model: IGPT,
@@ -43,10 +46,10 @@ class IGPTEncoder:
         transform: ImageTransform,
         name: str = "igpt",
         norm: bool = True,
-        layers: str | Sequence[str] | None = None,
+        layers: str | int | Sequence[str | int] | None = None,
         masked: bool = True,
         seed: int = 0,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str = "float32",
         compile: bool = False,
         tokens: bool = False,
@@ -134,7 +137,7 @@ def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
 
 def load_run(run: str, **options: Any) -> IGPTEncoder:
     """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself."""
-    checkpoint = load_checkpoint(checkpoint_folder(run))
+    checkpoint = load_checkpoint(find_checkpoint(run))
     about = {
         "checkpoint": str(checkpoint.path or run),
         "step": checkpoint.step,
@@ -144,16 +147,16 @@ def load_run(run: str, **options: Any) -> IGPTEncoder:
     return IGPTEncoder(checkpoint.model, checkpoint.palette, checkpoint.transform, provenance=about, **options)
 
 
-def checkpoint_folder(run: str) -> Path:
-    """The checkpoint folder of RUN or RUN@STEP."""
+def find_checkpoint(run: str) -> Checkpoint:
+    """The checkpoint of RUN or RUN@STEP, or in the folder RUN itself, checked and without its weights."""
     folder, at, step = run.rpartition("@")
     if at and re.fullmatch("[0-9]{1,15}", step) and not Path(run).exists():
-        return latest_checkpoint(folder, int(step))
+        return check_latest(folder, int(step))
     if not Path(run).is_dir():
         raise UserError(f"The run folder {run!r} does not exist; give a folder written by `probekit train`.")
     # a checkpoint folder itself, with weights in one file or in shards
     whole = any((Path(run) / name).exists() for name in ("weights.safetensors", "weights"))
-    return Path(run) if whole else latest_checkpoint(run)
+    return check_checkpoint(run) if whole else check_latest(run)
 
 
 def load_random(
@@ -164,16 +167,17 @@ def load_random(
     `resolution` and `n_colours` apply to presets. `weights_seed` should differ from the seed of the training run, whose
     model started from the weights of that seed.
     """
+    check_at_least(resolution=(resolution, 1))
     about: dict[str, Any] = {"weights_seed": weights_seed}
     if source in PRESETS:
-        side = resolution or 32
+        side = 32 if resolution is None else resolution
         config = ModelConfig.preset(source, n_positions=side * side, vocab_size=n_colours)
         palette, transform = Palette.rgb_grid(n_colours), ImageTransform(side)
         about["of"] = f"preset {source}, RGB-grid palette"
     elif Path(source.rpartition("@")[0] or source).is_dir() or Path(source).is_dir():
         if resolution is not None:
             raise UserError(f"A resolution was given with random:{source}, but the run defines it; leave it out.")
-        checkpoint = load_checkpoint(checkpoint_folder(source))
+        checkpoint = load_checkpoint(find_checkpoint(source))
         config, palette, transform = checkpoint.config, checkpoint.palette, checkpoint.transform
         about["of"] = f"config and palette of {source}"
         if hash_arrays(IGPT(config, weights_seed).state_dict()) == checkpoint.weights_hash:

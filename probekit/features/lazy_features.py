@@ -13,7 +13,7 @@ from probekit.features.readable import Features
 from probekit.runtime.errors import UserError
 from probekit.runtime.memory import SHARE, free_memory
 
-BLOCK_ROWS = 8192  # bytes read at a time in a pass over the rows
+BLOCK_ROWS = 8192  # rows read at a time in a pass over the features
 COPIES = 3  # the layer as read, the rows of one fold, and the solver's copy
 
 

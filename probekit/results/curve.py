@@ -152,7 +152,7 @@ class Curve:
 def choose_layer(*draws: Sequence[Record]) -> int:
     """Position of the best layer by held-out accuracy, then held-out log-loss, then the first (shallowest).
 
-    Uses means over draws. Layers whose fits are not certified as converged are skipped unless all are.
+    Uses means over draws. Layers with a fit that is not certified as converged are skipped unless none is left.
     """
     scores = np.mean([[r.selection_score for r in draw] for draw in draws], axis=0).tolist()
     certified = [i for i, own in enumerate(zip(*draws, strict=True)) if all(r.is_converged for r in own)]

@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 from probekit.results.metrics import METRICS, Metric
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
-from probekit.runtime.errors import UserError, did_you_mean, first_line
+from probekit.runtime.errors import UserError, did_you_mean, explained
 from probekit.runtime.escape import command
 
 if TYPE_CHECKING:
@@ -155,10 +155,8 @@ def csv_table(path: Path) -> "pd.DataFrame":
 def _table(path: Path, _changed: int) -> "pd.DataFrame":
     import pandas as pd
 
-    try:
+    with explained(f"{path} cannot be read", "delete it and measure again", ValueError, OSError):
         return pd.read_csv(path, dtype={"layer": str, "record": str, "features": str})
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); delete it and measure again.") from None
 
 
 def fit_temperature(log_proba_NK: np.ndarray, y_N: np.ndarray, sample_weight: np.ndarray | None = None) -> float:

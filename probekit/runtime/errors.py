@@ -1,27 +1,11 @@
 """The error classes of igpt_model, which probekit shares."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from igpt_model.errors import UserError, first_line, shortened
+from igpt_model.errors import UserError, explained, first_line, shortened
 
 __all__ = ["UserError", "did_you_mean", "explained", "first_line", "shortened", "some"]
-
-
-@contextmanager
-def explained(what: str, advice: str = "", *kinds: type[Exception], named: bool = False) -> Iterator[None]:
-    """Raise errors of other code (of `kinds`, or of any kind) as a `UserError`: "`what` (first line); `advice`.".
-
-    With `named`, the kind of the error stands before its first line. A `UserError` is passed on as it is.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not isinstance(error, kinds or Exception):
-            raise
-        kind = f"{type(error).__name__}: " if named else ""
-        raise UserError(f"{what} ({kind}{first_line(error)}){advice and '; '}{advice}.") from error
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
