@@ -13,13 +13,12 @@ The conversions, with N the sum of the sample weights and C in `1/2 ||W||^2 + C 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from igpt_model.arguments import check_fields
 from igpt_model.hashing import hash_json
-from igpt_model.ranges import COUNT, POSITIVE, SEED, SHARE, WEIGHT, Range, check_settings
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, SHARE, WEIGHT, Range, check_settings
 from probekit.runtime.errors import UserError, did_you_mean, explained
 
 
@@ -76,16 +75,16 @@ class Protocol:
     standardize: bool = False
     tol: float = 1e-4
     max_iter: int = 2000
-    selection: str = "auto"
-    refit: str = "train+val"
-    refine: int = 0
+    selection: Literal["auto", "val", "cv5"] = "auto"
+    refit: Literal["train+val", "train"] = "train+val"
+    refine: int = _number(0, COUNT_OR_NONE)
     solver: str = "path"
     normalize: bool = False
     source: str = ""
     sgd: SGDConfig | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_settings(self)
 
     def __repr__(self) -> str:
         grid = grid_words(self.Cs) if self.sgd is None else f"{len(self.sgd.learning_rates)} learning rates"

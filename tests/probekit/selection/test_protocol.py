@@ -135,3 +135,18 @@ def test_penalties_of_a_protocol_are_a_list_of_real_numbers(Cs):
 def test_settings_of_sgd_out_of_range_are_refused(setting, problem):
     with pytest.raises(UserError, match=problem):
         SGDConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"selection": "VAL"}, "selection is 'VAL'; choose auto or val or cv5"),
+        ({"selection": "cv10"}, "selection is 'cv10'; choose auto or val or cv5"),
+        ({"refit": "training"}, r"refit is 'training'; choose train\+val or train"),
+        ({"refine": -1}, "refine is -1; expected a number from 0"),
+    ],
+    ids=str,
+)
+def test_rules_of_a_protocol_that_do_not_exist_are_refused(setting, problem):
+    with pytest.raises(UserError, match=problem):
+        PROTOCOLS["igpt"].with_(**setting)
