@@ -118,7 +118,7 @@ class Finetuning(Run):
     """A fine-tuning run. Letters: N images, K classes, M masks."""
 
     config: FinetuneConfig
-    free = tuple(name.replace("finetune", "config") for name in _FREE)
+    free = _FREE
     state_schema: ClassVar = {"best_step": Int(0), "best_accuracy": Real(-1, 1), "stale": Int(0)}
 
     def __init__(
@@ -148,16 +148,18 @@ class Finetuning(Run):
             first_palette=lambda: source.palette,
             encode=lambda palette: encode_data(train.images, val.images, palette, transform, **labels),
         )
-        self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
+        self.run_config = run_config
         self.best_step, self.best_accuracy, self.stale = 0, -1.0, 0
         self.accuracy: tuple[int, float] | None = None  # the step of the last evaluation
 
     def recorded(self, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         made = provenance.get("finetune")
-        return {name: made.get(name) for name in self.about} if isinstance(made, dict) else {}, self.about
+        about = made if isinstance(made, dict) else {}
+        return {name: about.get("config" if name == "finetune" else name) for name in self.run_config}, self.run_config
 
     def provenance(self) -> dict[str, Any]:
-        about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}
+        about = {"config" if name == "finetune" else name: value for name, value in self.run_config.items()}
+        about |= {"layer": self.classifier.layer, "val_accuracy": self.measured}
         return {"finetune": about, "torch": torch.__version__}
 
     def evaluation(self) -> Record:

@@ -150,7 +150,7 @@ class Run(ABC):
 
     @abstractmethod
     def recorded(self, provenance: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return the settings in a checkpoint's provenance, and this run's."""
+        """Return the settings in a checkpoint's provenance, and this run's, both by their names in `config.json`."""
 
     @abstractmethod
     def evaluation(self) -> Record:

@@ -116,7 +116,6 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
 
 def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
     """Labels of a torch Dataset, from `targets` or `labels` or else from every item, and the name of that source."""
-
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
         return label_array([item_at(value, row)[1] for row in range(len(value))], ITEMS), "an earlier reading"

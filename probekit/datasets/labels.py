@@ -37,10 +37,13 @@ def label_array(values: Any, where: str) -> np.ndarray:
         _refuse_missing(np.ma.getmaskarray(values), where)
     if hasattr(values, "detach"):
         values = plain_array(values, "labels")
+    if isinstance(values, list | tuple):
+        values = [plain_array(value, "labels") if hasattr(value, "detach") else value for value in values]
     try:
-        if isinstance(values, list | tuple) and not any(map(_is_list, values)):
+        if isinstance(values, list) and not any(map(_is_list, values)):
             array: np.ndarray = np.empty(len(values), object)  # NumPy would make texts of numbers beside texts
-            array[:] = [value.item() if hasattr(value, "item") else value for value in values]
+            # the item() of a masked value is 0
+            array[:] = [v.item() if hasattr(v, "item") and v is not np.ma.masked else v for v in values]
         else:
             array = np.asarray(values)
     except ValueError:

@@ -282,9 +282,9 @@ def from_imagegpt(
     model: Any,
     processor: Any,
     about: dict[str, Any],
-    layers: str | Sequence[str] | None = None,
+    layers: str | int | Sequence[str | int] | None = None,
     norm: bool = True,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: str = "float32",
 ) -> IGPTEncoder:
     """Convert a Hugging Face ImageGPT to an `IGPTEncoder`: images and colours of its own processor, a start token in

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.config import PRESETS, ModelConfig
 from igpt_model.devices import check_compiler
 from igpt_model.features import encode, layer_names, pool
@@ -19,6 +20,7 @@ from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
+from igpt_model.ranges import check_at_least
 from igpt_model.training.checkpoint import Checkpoint, check_checkpoint, check_latest, load_checkpoint
 from probekit.encoders.encoder import compute, encoder_repr, select_layers
 from probekit.runtime.errors import UserError
@@ -36,6 +38,7 @@ class IGPTEncoder:
 
     __repr__ = encoder_repr
 
+    @checked
     def __init__(
         self,
         model: IGPT,
@@ -43,10 +46,10 @@ class IGPTEncoder:
         transform: ImageTransform,
         name: str = "igpt",
         norm: bool = True,
-        layers: str | Sequence[str] | None = None,
+        layers: str | int | Sequence[str | int] | None = None,
         masked: bool = True,
         seed: int = 0,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str = "float32",
         compile: bool = False,
         tokens: bool = False,
@@ -164,9 +167,10 @@ def load_random(
     `resolution` and `n_colours` apply to presets. `weights_seed` should differ from the seed of the training run, whose
     model started from the weights of that seed.
     """
+    check_at_least(resolution=(resolution, 1))
     about: dict[str, Any] = {"weights_seed": weights_seed}
     if source in PRESETS:
-        side = resolution or 32
+        side = 32 if resolution is None else resolution
         config = ModelConfig.preset(source, n_positions=side * side, vocab_size=n_colours)
         palette, transform = Palette.rgb_grid(n_colours), ImageTransform(side)
         about["of"] = f"preset {source}, RGB-grid palette"

@@ -86,6 +86,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         if hasattr(spec, "state_dict"):
             return _call("torch module", _function("hooks:ModuleEncoder"), [spec], options)
         if all(hasattr(spec, part) for part in ("layers", "widths", "provenance", "prepare")):
+            if given := sorted(options.keys() - {"data"}):
+                raise UserError(f"The encoder is already loaded and takes no option {', '.join(given)}; leave it out.")
             return spec
         raise UserError(f"A {type(spec).__name__} is not an encoder; give a name ({FORMS}) or a torch module.")
     scheme, colon, rest = spec.partition(":")
@@ -141,7 +143,7 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     try:
         return (checked(function) if own else function)(*arguments, **options)
     except TypeError as error:  # a function that passes its options on
-        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        refused = re.search(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
             raise
         raise UserError(f"{spec} takes no option {refused[1]}; leave it out.") from None

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from probekit.encoders.encoder import compute, encoder_repr
-from probekit.encoders.preparation import Preparation
+from probekit.encoders.preparation import Preparation, whole
 from probekit.runtime.errors import UserError
 
 
-def resolution_of(what: str, resolution: int | None, data: Any) -> int:
+def resolution_of(what: str, resolution: int | str | None, data: Any) -> int:
     """`resolution`, or else the shorter side of the data set's first training image."""
     if resolution is not None:
-        if int(resolution) < 1:
+        if (side := whole(resolution)) < 1:
             raise UserError(f"A resolution of {resolution} was given for {what}; give at least 1.")
-        return int(resolution)
+        return side
     if data is None:
         raise UserError(f"{what} needs a resolution; write {what}:32, or give resolution=32 (--resolution 32).")
     if not hasattr(data, "splits"):
@@ -33,7 +34,7 @@ class _Baseline:
 
     __repr__ = encoder_repr
 
-    def __init__(self, width: int, side: int, interpolation: str, device: str) -> None:
+    def __init__(self, width: int, side: int, interpolation: str, device: str | torch.device) -> None:
         self.prepare = Preparation((side, side), interpolation=interpolation)
         self.layers = (self.kind,)
         self.widths = (width,)
@@ -57,8 +58,13 @@ class PixelEncoder(_Baseline):
 
     kind = "pixels"
 
+    @checked
     def __init__(
-        self, resolution: int | None = None, data: Any = None, interpolation: str = "bilinear", device: str = "cpu"
+        self,
+        resolution: int | str | None = None,
+        data: Any = None,
+        interpolation: str = "bilinear",
+        device: str | torch.device = "cpu",
     ) -> None:
         side = resolution_of("pixels", resolution, data)
         super().__init__(side * side * 3, side, interpolation, device)
@@ -74,13 +80,14 @@ class HistogramEncoder(_Baseline):
 
     kind, pooling = "histogram", "count"
 
+    @checked
     def __init__(
         self,
-        resolution: int | None = None,
+        resolution: int | str | None = None,
         data: Any = None,
         bins: int = 8,
         interpolation: str = "nearest",
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
         side = resolution_of("histogram", resolution, data)
         if not 2 <= bins <= 256:

@@ -208,7 +208,7 @@ def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: s
     if resize is not None:  # one number is the shorter side
         one = np.ndim(resize) == 0 and "," not in str(resize)
         resize = pair(resize)[0] if one else pair(resize)
-    return Preparation(pair(size), resize, interpolation or "bilinear")
+    return Preparation(pair(size), resize, "bilinear" if interpolation is None else interpolation)
 
 
 def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
@@ -249,6 +249,11 @@ def triple(values: Any) -> tuple[float, float, float]:
     return _numbers(values, 3, float, "give one number or three (red, green, blue)")
 
 
+def whole(value: Any) -> int:
+    """One integer, or text like "32"."""
+    return _numbers(value, 1, operator.index, "give one integer")[0]
+
+
 def pair(value: Any) -> tuple[int, int]:
     """Height and width from both or from one, or from text like "32"."""
     return _numbers(value, 2, operator.index, "give one integer or two (height, width)")
@@ -264,7 +269,8 @@ def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -
     try:
         if isinstance(values, str):
             values = [int(part) if kind is operator.index else part for part in values.split(",")]
-        numbers = [kind(v) for v in (values if np.ndim(values) else [values])]
+        listed = values if np.ndim(values) else [values]
+        numbers = [] if any(isinstance(v, bool | bytes) for v in listed) else [kind(v) for v in listed]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) not in (1, count):

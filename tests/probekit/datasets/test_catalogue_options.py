@@ -37,8 +37,18 @@ def test_an_option_of_a_wrong_kind_is_refused_in_a_sentence(source, option, tmp_
     np.save("corruptions/labels.npy", Y)
     needs_root = any(entry.name == source and entry.needs_root for entry in ENTRIES)
     for value in WRONG:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=option):
             load_dataset(source, **{"root": tmp_path} if needs_root else {}, **{option: value})
+
+
+def test_options_of_the_call_come_before_those_after_the_name_and_are_not_ignored(tmp_path):
+    folder = image_folder(tmp_path / "images", "a", "b")
+    data = load_dataset(f"{folder}#split_seed=1#exif=ignore", split_seed=2)
+    assert data.provenance["split_rule"]["seed"] == 2
+    assert data.provenance["decoding"]["exif"] == "ignore"
+    assert load_dataset(data, skip_corrupt=False) is data
+    with pytest.raises(UserError, match="already loaded and takes no option split_seed"):
+        load_dataset(data, split_seed=3)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
@@ -68,6 +78,9 @@ def test_tensors_without_plain_values_are_refused_and_half_precision_is_read():
     for tensor in (torch.tensor(Y).to("meta"), torch.tensor(Y).to_sparse()):
         with pytest.raises(UserError, match="tensor"):
             load_dataset((X, tensor))
+    for label in (torch.tensor(0, device="meta"), torch.zeros(1, device="meta"), torch.tensor(0).to_sparse()):
+        with pytest.raises(UserError, match="tensor"):
+            load_dataset((X, [label] * 40))
     assert load_dataset((X, torch.tensor(Y).bfloat16())).classes == ("0", "1")
     with pytest.raises(UserError, match="masked"):
         load_dataset((np.ma.masked_less(X, 9), Y))

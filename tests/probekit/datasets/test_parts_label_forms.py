@@ -65,6 +65,7 @@ def test_a_missing_label_is_never_a_class(names, missing, at):
         (Y + 0.5, "contain 0.5"),
         (np.where(Y == 1, np.nan, 0), "12 of 24 rows have no label"),
         (np.ma.array(Y, mask=[True] + [False] * 23), "1 of 24 rows have no label"),
+        (list(np.ma.array(Y, mask=[True] + [False] * 23)), "1 of 24 rows have no label"),
         ([["a", "b"]] * 24, "have shape"),
         ([["a"], ["a", "b"]] * 12, "lists"),
         (["a", 1] * 12, "have the types int, str"),

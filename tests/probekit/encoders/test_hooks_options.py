@@ -171,6 +171,14 @@ def test_outputs_of_other_kinds_of_tensors():
             load_encoder(Returns(function), layers="b", resolution=32)
 
 
+@pytest.mark.parametrize(
+    "options", [{"mean": True}, {"mean": b".5"}, {"std": [True] * 3}, {"resize": [8, True]}, {"interpolation": ""}]
+)
+def test_switches_bytes_and_empty_names_are_no_values(options):
+    with pytest.raises(UserError, match=r"was given|is unknown"):
+        load_encoder(nn.Sequential(nn.Conv2d(3, 4, 4, 4)), layers="0", resolution=32, **options)
+
+
 def test_options_of_a_weights_file_need_one():
     with pytest.raises(UserError, match="state_key and ignore require a weights file"):
         load_encoder("torch:torch.nn:Identity", layers="0", state_key="model", ignore="head.*")

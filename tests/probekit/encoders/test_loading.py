@@ -57,10 +57,50 @@ def test_errors_are_one_sentence(spec, options, words):
         load_encoder(spec, **options)
 
 
+# none of these is of the kind of any option of these encoders
+WRONG = [object(), {"a": 1}, b"1", 2.5, float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "option"),
+    [
+        *(("pixels", name) for name in ("resolution", "interpolation", "device", "data")),
+        *(("histogram:8", name) for name in ("bins", "interpolation", "device")),
+        *(("random:tiny", name) for name in ("resolution", "n_colours", "weights_seed", "norm", "masked", "layers")),
+        *(("tokens:random:tiny", name) for name in ("seed", "device", "dtype", "compile")),
+        *((torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4)), name) for name in ("pool", "axes", "prefix_tokens")),
+    ],
+)
+def test_an_option_of_a_wrong_kind_is_refused_by_its_name(spec, option):
+    needed = {"layers": "0", "resolution": 8} if isinstance(spec, torch.nn.Module) else {}
+    for value in WRONG:
+        with pytest.raises(UserError, match=option):
+            load_encoder(spec, **needed, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        ("tokens:random:tiny", {"tokens": False}, "takes no option tokens"),
+        ("random:tiny", {"transform": 3}, "takes no option transform"),
+        ("random:tiny", {"tokens": "no"}, "tokens is 'no'"),
+        ("random:tiny", {"resolution": 0}, "resolution"),
+        ("random:tiny", {"layers": []}, "No layer was chosen"),
+        ("pixels", {"resolution": "8,9"}, "give one integer"),
+        ("pixels", {"resolution": True}, "resolution is True"),
+    ],
+)
+def test_options_that_were_ignored_or_ended_in_a_traceback(spec, options, words):
+    with pytest.raises(UserError, match=words):
+        load_encoder(spec, **options)
+
+
 def test_name_can_be_given_and_none_is_not_an_option():
     encoder = load_encoder("pixels:8", name="raw", layers=None, pool=None)
     assert encoder.provenance["name"] == "raw"
     assert load_encoder(encoder) is encoder
+    with pytest.raises(UserError, match="already loaded and takes no option device, pool"):
+        load_encoder(encoder, pool="cls", device="cpu")
 
 
 def test_entry_points_add_encoders(tmp_path, monkeypatch):
