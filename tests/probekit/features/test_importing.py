@@ -118,7 +118,7 @@ def test_nothing_that_is_given_is_left_out(tmp_path, arrays):
 def test_what_is_given_twice_is_refused(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays, labels=Y)
     torch.save({0: torch.zeros(12, 3), "0": torch.ones(12, 3), "labels": torch.from_numpy(Y)}, tmp_path / "a.pt")
-    files = {split: tmp_path / "a.npz" for split in ("train", "test")}
+    files = dict.fromkeys(("train", "test"), tmp_path / "a.npz")
     with pytest.raises(UserError, match="test is given twice"):
         import_features(files, tmp_path / "f.h5", test=tmp_path / "a.npz")
     with pytest.raises(UserError, match="entries with the same name, such as 0 and '0'"):
