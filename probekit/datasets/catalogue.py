@@ -118,7 +118,7 @@ def load_dataset(
         A name from `list_datasets()`; the path of an image folder, zip archive (or quoted glob of archives), .npz,
         .csv, .parquet or .tar; `hf-data:NAME[:CONFIG]`; `package.module:function`, a function that returns any of
         these or a data set class like torchvision's; `(images, labels)`, a torch Dataset, or a dict of them by split.
-        Options may follow a path: `birds.parquet#label=species#image=photo`.
+        Options may follow a path: `birds.parquet#label=species#image=photo`; those of the call come first.
     root : path, optional
         Folder (or file) of a data set known by name, for those that are not embedded.
     tests : mapping of name to source, optional
@@ -142,16 +142,18 @@ def load_dataset(
 
         further = {name: load_dataset(test) for name, test in tests.items()}
         return with_tests(load_dataset(source, root, **options), further)
-    if isinstance(source, Dataset):
-        return source
     if not options.get("skip_corrupt", True):
         options.pop("skip_corrupt")
+    if isinstance(source, Dataset):
+        if options:
+            raise UserError(f"{source.name} is already loaded and takes no option {', '.join(options)}; leave it out.")
+        return source
     if not isinstance(source, str | Path):
         _check_options(arrays.load_objects, type(source).__name__, options, COMMON)
         return arrays.load_objects(source, **options)
     root = None if root is None else os.path.expanduser(str(root))
     text, written = split_options(str(source))
-    options |= written
+    options = written | options
     if not text.strip():
         raise UserError(f"An empty data set name was given; give {'; '.join(FORMS)}.")
     # names too long for a path, folders without permissions, files that disappear

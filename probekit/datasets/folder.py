@@ -18,7 +18,7 @@ from probekit.datasets.images import FileImages, PackedNames, ZipImages
 from probekit.datasets.listing import SUFFIXES, Listing, expand, flat, list_archive, list_folder
 from probekit.datasets.parts import Found, Part, split_of
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, some
 
 LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif, avif, jp2)"
 
@@ -52,11 +52,11 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
         alike = sorted(top for top in deep if deep[top] and split_of(top))
         if "train" in map(split_of, alike) and not splits:
             raise UserError(
-                f"{where} contains {', '.join(alike[:4])}, which contain folders and seem to be splits; rename them to "
+                f"{where} contains {some(alike)}, which contain folders and seem to be splits; rename them to "
                 "train, val and test, or give the folder of one of them."
             )
         return False
-    others = ", ".join(sorted(set(deep) - set(splits))[:4])
+    others = some(sorted(set(deep) - set(splits)))
     raise UserError(
         f"{where} contains {', '.join(sorted(splits))} next to {others}, which is not a split; expected {LAYOUT}: move "
         f"it away, or give the folder of one split ({where}/{sorted(splits)[-1]})."

@@ -23,7 +23,7 @@ from probekit.datasets.labels import negative, numbers_as_names
 from probekit.datasets.listing import THREADS, refuse_doubles
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, some
 
 # columns that are used as the split of each row if their values are names of splits
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "fold", "dataset")
@@ -171,12 +171,12 @@ def assemble(
     first = parts.get("train") or parts["test"]
     decoding: dict[str, Any] = {}
     if all(isinstance(part.images, EncodedImages) for part in parts.values()):
-        how = Decoding(exif or "apply", as_range(value_range))
+        how = Decoding("apply" if exif is None else exif, as_range(value_range))
         decoding = {"decoding": how.to_dict()}
         for part in parts.values():
             part.images.how = how  # type: ignore[attr-defined]
         _warn_of_discarded(first, where)
-    elif skip_corrupt or exif or value_range is not None:
+    elif skip_corrupt or exif is not None or value_range is not None:
         raise UserError(
             f"skip_corrupt, exif and value_range apply to image files, but {where} contains none; leave them out."
         )
@@ -240,7 +240,7 @@ def _by_name(part: Part, classes: tuple[str, ...], whose: str, is_first: bool) -
         raise UserError(f"{whose} the label {present[-1]}, but names for only {len(part.classes)} classes; add names.")
     if strange := sorted({part.classes[k] for k in present} - set(classes)):
         lacks, advice = ("classes= lacks", "add") if is_first else ("train lacks", "rename or remove")
-        raise UserError(f"{whose} classes that {lacks} ({', '.join(strange[:5])}); {advice} them.")
+        raise UserError(f"{whose} classes that {lacks} ({some(strange, 5)}); {advice} them.")
     if part.classes == classes:  # even if two classes have the same name
         return part.labels
     place = {label: k for k, label in reversed(list(enumerate(classes)))}

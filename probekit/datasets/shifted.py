@@ -14,7 +14,7 @@ import numpy as np
 
 from probekit.datasets.csv_list import read_table
 from probekit.datasets.records import Dataset, Split, Splits
-from probekit.runtime.errors import UserError, explained
+from probekit.runtime.errors import UserError, explained, some
 
 OWN = ("train", "val", "test")
 
@@ -85,7 +85,7 @@ def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | Non
         strange = sorted(set(mapping) - set(other.classes))
         if unknown or strange or not mapping:
             whose, which = (data.name, unknown) if unknown else (name, strange)
-            what = f"names {', '.join(which[:5])}, not a class of {whose}" if which else "is empty"
+            what = f"names {some(which, 5)}, not a class of {whose}" if which else "is empty"
             raise UserError(f"The class map of {name} {what}; correct the map.")
         return np.array([place[mapping[c]] if c in mapping else -1 for c in other.classes], np.int64), "map"
     if all(label in place for label in other.classes):
@@ -97,8 +97,7 @@ def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | Non
     if not theirs and set(data.classes) == set(numbers):  # in any order: "10" may come before "2"
         return np.array([place[number] for number in numbers], np.int64), "number"
     missing = [label for label in other.classes if label not in place]
-    shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
     raise UserError(
-        f"The test set {name} has classes that {data.name} lacks ({shown}); "
+        f"The test set {name} has classes that {data.name} lacks ({some(missing, 5)}); "
         "give a class map (#classes=MAP.csv), or use --on instead, which trains a separate probe."
     )

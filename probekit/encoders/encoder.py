@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from igpt_model.devices import find_device, send
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, some
 
 
 class Encoder(Protocol):
@@ -65,11 +65,10 @@ def select_layers(names: Sequence[str], wanted: str | int | Sequence[str | int] 
     for pattern in layer_patterns(wanted):
         found = {i for i, name in enumerate(names) if name == pattern or fnmatchcase(name, pattern)}
         if not found:
-            shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
-            raise UserError(f"No layer matches {pattern!r}; choose from {shown}.")
+            raise UserError(f"No layer matches {pattern!r}; choose from {some(names, 30)}.")
         chosen |= found
     if not chosen:
-        raise UserError(f"No layer was chosen; choose from {', '.join(names)}.")
+        raise UserError(f"No layer was chosen; choose from {some(names, 30)}.")
     return sorted(chosen)
 
 

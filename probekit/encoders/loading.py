@@ -86,6 +86,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         if hasattr(spec, "state_dict"):
             return _call("torch module", _function("hooks:ModuleEncoder"), [spec], options)
         if all(hasattr(spec, part) for part in ("layers", "widths", "provenance", "prepare")):
+            if given := sorted(options.keys() - {"data"}):
+                raise UserError(f"The encoder is already loaded and takes no option {', '.join(given)}; leave it out.")
             return spec
         raise UserError(f"A {type(spec).__name__} is not an encoder; give a name ({FORMS}) or a torch module.")
     scheme, colon, rest = spec.partition(":")

@@ -156,8 +156,7 @@ def _concat(
         for kind, indices in wanted
         for seed in seeds
     ]
-    if jobs:  # none if only single layers were chosen
-        runner.run(jobs)
+    runner.run(jobs)
     return [job for draw in singles for job in draw] + jobs
 
 

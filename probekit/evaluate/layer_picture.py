@@ -14,7 +14,7 @@ from igpt_model.devices import find_device
 from probekit.features.lazy_features import read_features
 from probekit.features.store import FeatureStore
 from probekit.results.record import Record
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, explained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,12 +35,8 @@ def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu") -> np.nda
     if method not in ("tsne", "umap"):
         raise UserError(f"method is {method!r}; choose tsne or umap.")
     module, name, package = CLASSES[method, find_device(device).type]
-    try:
+    with explained(f"{method} on {device} needs {module}, which cannot be imported", f"pip install {package}"):
         made = getattr(import_module(module), name)
-    except ImportError:
-        raise UserError(
-            f"{method} on {device} needs {module}, which is not installed; pip install {package}."
-        ) from None
     size = {"perplexity": min(30.0, (len(X) - 1) / 3)} if method == "tsne" else {"n_neighbors": min(15, len(X) - 1)}
     found = made(n_components=2, random_state=0, **size).fit_transform(np.ascontiguousarray(X, np.float32))
     return np.asarray(found.get() if hasattr(found, "get") else found, np.float64)

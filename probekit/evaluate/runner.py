@@ -146,6 +146,8 @@ class Runner:
 
     def run(self, jobs: Sequence[Job], progress: Progress | None = None) -> None:
         """Record every job in results.jsonl: first all choices, then all tests; other processes may share the work."""
+        if not jobs:  # all that `concat` chose may be single layers
+            return
         check_recordable(self.store)
         self.refuse_other_settings(jobs)
         by_key = {self.identity(job).key: job for job in jobs}

@@ -21,7 +21,8 @@ from probekit.encoders.encoder import Encoder
 from probekit.encoders.loading import load_encoder
 from probekit.encoders.pixels import resolution_of
 from probekit.evaluate.concat import concat
-from probekit.evaluate.sweep import seed_list, sweep
+from probekit.evaluate.runner import seed_list
+from probekit.evaluate.sweep import sweep
 from probekit.features.extract import extract
 from probekit.results.results import Results
 from probekit.results.runs import run_name

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from igpt_model.arguments import checked, plain_array
@@ -124,7 +123,7 @@ def sweep(
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
         y, out = None, y
-    if isinstance(features, Sequence | np.ndarray) and not isinstance(features, str):  # arrays, shallow to deep
+    if isinstance(features, Sequence) and not isinstance(features, str):  # arrays, shallow to deep
         features = {f"{number:02d}": X for number, X in enumerate(features)}
     if isinstance(features, Mapping) and not features:
         raise UserError("features has no layers; give a dict or list of one or more arrays (rows, width).")

@@ -46,7 +46,7 @@ class FitSettings:
 
     @property
     def version(self) -> str:
-        """Version of the solver; `UserError` if the backend is not installed."""
+        """Version of the solver; `UserError` if the backend cannot be imported."""
         return _version(self.backend, self.device)
 
     def fit_path(self, X: Any, y: np.ndarray, Cs: Any, weights: np.ndarray, protocol: Protocol) -> ProbePath:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, explained
 from probekit.solver.data import WeightedData
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ def fit_cuml(rows: WeightedData, Cs: Array, tol: float, max_iter: int) -> tuple[
     Raises
     ------
     UserError
-        cuML is not installed, or the rows have more than 2^31 entries.
+        cuML cannot be imported, or the rows have more than 2^31 entries.
     """
     if len(rows) * rows.width >= INT32:
         raise UserError(
@@ -69,7 +69,7 @@ def nearest_by_cuml(train: torch.Tensor, k: int) -> Callable[[torch.Tensor], tup
     Raises
     ------
     UserError
-        cuML is not installed.
+        cuML cannot be imported.
     """
     _, cupy, NearestNeighbors = _cuml("neighbors", "NearestNeighbors")
     gpu = cupy.cuda.Device(gpu_index(train.device))
@@ -91,12 +91,9 @@ def _on_gpu(cupy: Any, tensor: torch.Tensor) -> Any:
 
 def _cuml(module: str, name: str) -> tuple[Any, Any, Any]:
     """Import cuML, CuPy and one of cuML's classes."""
-    try:
+    advice = "`pip install cuml-cu12`, or use backend='torch'"
+    with explained("backend 'cuml' needs RAPIDS cuML, which cannot be imported", advice):
         return import_module("cuml"), import_module("cupy"), getattr(import_module(f"cuml.{module}"), name)
-    except ImportError as error:
-        raise UserError(
-            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install cuml-cu12`, or use backend='torch'."
-        ) from error
 
 
 def gpu_index(device: torch.device) -> int:

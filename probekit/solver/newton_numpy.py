@@ -10,7 +10,7 @@ Shapes: N rows, c columns and a last one of ones, R coefficient rows (1 if K = 2
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,15 @@ class _Point:
         return self.bound / max(self.loss, 1e-300)
 
 
+class _FarStep(NamedTuple):
+    """A step far from the optimum: the gradient g that it began with, g'Mg, and the decrement as a share of that."""
+
+    gradient: Array
+    step: Array
+    size: float
+    gain: float
+
+
 class NumpyNewton:
     """The method for one set of rows: with full Hessians, or, given the X (N, D) of `data`, in its columns.
 
@@ -129,8 +138,7 @@ class NumpyNewton:
             self._hold_all(data)
         else:
             self._hold_float32(data)
-        # of a far step: the gradient g, its direction, g' M g, and the decrement over that
-        self.before: tuple[Array, Array, float, float] | None = None
+        self.last_far: _FarStep | None = None
         self.bound = Bound(float(np.sqrt(2) * self.norms.max()), shares)
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
@@ -314,7 +322,7 @@ class NumpyNewton:
 
     def fit(self, l2: float, at: _Point, max_steps: int, tol: float) -> tuple[_Point, int]:
         """Newton steps until the bound is at most `tol` times the loss or no step helps; also counts passes."""
-        passes, products, floor, self.before = 1, 0, np.inf, None
+        passes, products, floor, self.last_far = 1, 0, np.inf, None
         for _ in range(max_steps):
             if at.gap <= tol and not at.exact:
                 at = self.evaluate(at.theta, l2, solve_intercept=not self.whole)
@@ -394,9 +402,8 @@ class NumpyNewton:
         d = z
         size = rz * scale**2
         # far, too, if what the step before gained of its g' M g is expected of this one
-        if self.before is not None and self.before[3] * size > FAR * at.loss:
-            gradient, last, before, _ = self.before
-            along = z + max(float(np.vdot(z, at.gradient - gradient)), 0.0) / before * last
+        if (last := self.last_far) is not None and last.gain * size > FAR * at.loss:
+            along = z + max(float(np.vdot(z, at.gradient - last.gradient)), 0.0) / last.size * last.step
             moved = [
                 self._moved(along.astype(np.float32), p, rows) for p, rows in zip(at.at.p, self.blocks, strict=True)
             ]
@@ -405,7 +412,7 @@ class NumpyNewton:
             slope = float(np.vdot(along, r))
             if curved > 0 and slope > 0:
                 length, decrement = scale * slope / curved, scale**2 * slope**2 / curved
-                self.before = (at.gradient, scale * along, size, decrement / size)
+                self.last_far = _FarStep(at.gradient, scale * along, size, decrement / size)
                 return length * along, [np.float32(length) * v for v in moved], decrement, 1, False
         spread = float(self.variances.sum())
         enough = 2 * l2 * STEP_SHARE * self.tol * at.loss / scale**2
@@ -429,7 +436,7 @@ class NumpyNewton:
             if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or small:
                 break
         far = total * scale**2 > FAR * at.loss
-        self.before = (at.gradient, step * scale, size, total / start) if far else None
+        self.last_far = _FarStep(at.gradient, step * scale, size, total / start) if far else None
         return step * scale, None, total * scale**2, spent, left <= 2 * enough
 
     def _moved(self, d: Array, p: Array, rows: slice) -> Array:

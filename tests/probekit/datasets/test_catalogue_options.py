@@ -6,6 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from probekit import UserError
 from probekit.datasets import load_dataset
@@ -37,8 +38,62 @@ def test_an_option_of_a_wrong_kind_is_refused_in_a_sentence(source, option, tmp_
     np.save("corruptions/labels.npy", Y)
     needs_root = any(entry.name == source and entry.needs_root for entry in ENTRIES)
     for value in WRONG:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=option):
             load_dataset(source, **{"root": tmp_path} if needs_root else {}, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "meta tensor"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "sparse_coo tensor"),
+        (torch.zeros(3, 8, 8, dtype=torch.bfloat16), "float32"),
+        (np.ma.masked_less(X[0], 9), "masked"),
+        (Image.new("L", (0, 8)), "has shape"),
+    ],
+)
+def test_images_of_a_list_are_refused_as_those_of_an_array(image, words):
+    with pytest.raises(UserError, match=words):
+        load_dataset(([image] * 40, Y)).splits["train"].images(0, 1)
+
+
+class Items:
+    targets = Y
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, row):
+        return X[row], Y[row]
+
+
+def test_attributes_of_a_torch_dataset_of_other_kinds():
+    items = Items()
+    items.features, items.datasets = [1, 2], 3
+    assert load_dataset(items).classes == ("0", "1")
+    items.target_transform = lambda label: 1 / (label - label)
+    with pytest.raises(UserError, match="The target_transform of the Items fails"):
+        load_dataset(items)
+
+
+def test_arrays_that_are_no_rows_and_an_empty_exif_are_refused(tmp_path):
+    np.save(tmp_path / "labels.npy", Y)
+    np.save(tmp_path / "fog.npy", np.uint8(5))
+    with pytest.raises(UserError, match="uint8 of shape"):
+        load_dataset(tmp_path)
+    for source in (image_folder(tmp_path / "images", "a", "b"), (X, Y)):
+        with pytest.raises(UserError, match="exif"):
+            load_dataset(source, exif="")
+
+
+def test_options_of_the_call_come_before_those_after_the_name_and_are_not_ignored(tmp_path):
+    folder = image_folder(tmp_path / "images", "a", "b")
+    data = load_dataset(f"{folder}#split_seed=1#exif=ignore", split_seed=2)
+    assert data.provenance["split_rule"]["seed"] == 2
+    assert data.provenance["decoding"]["exif"] == "ignore"
+    assert load_dataset(data, skip_corrupt=False) is data
+    with pytest.raises(UserError, match="already loaded and takes no option split_seed"):
+        load_dataset(data, split_seed=3)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])

@@ -99,6 +99,8 @@ def test_name_can_be_given_and_none_is_not_an_option():
     encoder = load_encoder("pixels:8", name="raw", layers=None, pool=None)
     assert encoder.provenance["name"] == "raw"
     assert load_encoder(encoder) is encoder
+    with pytest.raises(UserError, match="already loaded and takes no option device, pool"):
+        load_encoder(encoder, pool="cls", device="cpu")
 
 
 def test_entry_points_add_encoders(tmp_path, monkeypatch):

@@ -46,7 +46,10 @@ def test_the_report_shows_the_first_the_chosen_and_the_last_layer(swept, tmp_pat
 
 def test_a_missing_package_or_file_is_one_sentence(swept, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UserError, match="needs umap, which is not installed; pip install umap-learn"):
+    with pytest.raises(UserError, match=r"needs umap, which cannot be imported \(.*\); pip install umap-learn"):
+        embed(np.zeros((9, 3)), "umap")
+    monkeypatch.setitem(sys.modules, "umap", types.ModuleType("umap"))  # another package of that name
+    with pytest.raises(UserError, match=r"needs umap, which cannot be imported \(.*UMAP.*\); pip install umap-learn"):
         embed(np.zeros((9, 3)), "umap")
     with pytest.raises(UserError, match="choose tsne or umap"):
         embed(np.zeros((9, 3)), "pca")

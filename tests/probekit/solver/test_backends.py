@@ -112,10 +112,20 @@ def test_an_absent_cuml_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuml", None)  # as if it were not installed
     X, y, _ = problem(3)
     with pytest.raises(
-        UserError, match=r"needs RAPIDS cuML, which is not installed; .*cuml-cu12.*backend='torch'"
+        UserError, match=r"needs RAPIDS cuML, which cannot be imported \(.*\); .*cuml-cu12.*backend='torch'"
     ) as no:
         fit_path(X, y, CS, backend="cuml")
     assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("statement", ["raise RuntimeError('no driver')", "raise OSError('no driver')", "no_driver"])
+def test_a_cuml_that_cannot_be_imported_is_refused_in_one_sentence(statement, monkeypatch, tmp_path):
+    (tmp_path / "cuml.py").write_text(statement)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cuml", raising=False)
+    X, y, _ = problem(3)
+    with pytest.raises(UserError, match=r"cuML, which cannot be imported \(.*no.driver.*\); .*cuml-cu12"):
+        fit_path(X, y, CS, backend="cuml")
 
 
 # as read in cuml/linear_model/logistic_regression.py of the wheels of 25.12.0 and 26.10.0, the same in both
