@@ -156,7 +156,8 @@ def plain_array(value: Any, what: str) -> "np.ndarray":
     if array.dtype.kind not in "fiub":
         hint = "; np.unique(values, return_inverse=True)[1] numbers them" if array.dtype.kind in "US" else ""
         raise UserError(f"An array of dtype {array.dtype} was given as {what}, but numbers were expected{hint}.")
-    return array
+    # PyTorch has neither long doubles nor the other byte order
+    return array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="), copy=False)
 
 
 def _called(function: Callable[..., Any]) -> str:

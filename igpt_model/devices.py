@@ -67,11 +67,15 @@ def send(values: Any, device: torch.device) -> torch.Tensor:
 
     Copies to a GPU use pinned memory, so that the host does not wait for the GPU.
     """
-    # name the CPU, because the user may have changed torch's default device
-    tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(values, device="cpu")
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    if not isinstance(values, torch.Tensor):
+        array = np.require(np.asarray(values), None, ["C", "W"])
+        # torch supports neither non-native byte order nor negative strides (even of a single reversed row)
+        if not array.dtype.isnative or min(array.strides, default=0) < 0:
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        values = torch.from_numpy(array)
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -79,12 +83,6 @@ def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None
 
     Copies to a GPU use pinned memory and the stored dtype, so that the host neither waits nor converts.
     """
-    if not isinstance(values, torch.Tensor):
-        array = np.require(np.asarray(values), None, ["C", "W"])
-        # torch supports neither non-native byte order nor negative strides (even of a single reversed row)
-        if not array.dtype.isnative or min(array.strides, default=0) < 0:
-            array = array.astype(array.dtype.newbyteorder("="), order="C")
-        values = torch.from_numpy(array)
     where = device if isinstance(device, torch.device) else find_device(device)
     return send(values, where).to(dtype=dtype)
 

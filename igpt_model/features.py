@@ -16,7 +16,7 @@ from torch import Tensor
 from igpt_model import inference
 from igpt_model.arguments import checked, plain_array
 from igpt_model.config import ModelConfig
-from igpt_model.devices import is_plain
+from igpt_model.devices import is_plain, send
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT, NORM_EPS
 
@@ -101,7 +101,7 @@ def encode(
 
 def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
     if not is_plain(values):
-        values = torch.as_tensor(plain_array(values, what), device="cpu")  # raises if it cannot be a tensor
+        values = send(plain_array(values, what), torch.device("cpu"))
     return values
 
 

@@ -66,7 +66,7 @@ class _Batches(Dataset[Any]):
 def _array(prepared: Any) -> np.ndarray:
     """A prepared image as an array of numbers; a tensor's precision is kept, because the encoder may depend on it."""
     if is_plain(prepared) and prepared.dtype in (torch.float16, torch.float64):
-        prepared = prepared.detach().cpu().numpy()
+        prepared = prepared.detach().cpu().resolve_neg().numpy()
     return plain_array(prepared, "a prepared image")
 
 

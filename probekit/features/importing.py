@@ -86,6 +86,8 @@ def import_features(
         # in Python the first argument may be the files by split, and the second the file to write
         if unknown := [name for name in out if name not in ("train", "val", "test")]:
             raise UserError(f"There is no split {unknown[0]!r} to import; give train, val and test.")
+        if twice := [name for name, path in (("val", val), ("test", test)) if path is not None and name in out]:
+            raise UserError(f"{twice[0]} is given twice, by itself and in the mapping; leave one of them out.")
         target, train, val, test = train, out.get("train"), out.get("val", val), out.get("test", test)
     if target is None:
         raise UserError("No feature file to write was given; give out= (--out).")
@@ -229,6 +231,8 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
     labels = None
     if isinstance(content, Mapping):
         named = {str(name): plain_array(value, f"{name} of {path}") for name, value in content.items()}
+        if len(named) < len(content):
+            raise UserError(f"{path} contains entries with the same name, such as 0 and '0'; rename one.")
         found = [name for name in LABEL_KEYS if name in named]
         if len(found) > 1:
             raise UserError(f"{path} contains several entries of labels ({', '.join(found)}); keep only one of them.")

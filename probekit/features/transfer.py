@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 from igpt_model.arguments import plain_array
-from igpt_model.devices import is_plain
+from igpt_model.devices import is_plain, send
 from probekit.runtime.errors import UserError
+
+HOST = torch.device("cpu")
 
 
 class Transfer:
@@ -24,7 +26,7 @@ class Transfer:
             kind = type(features).__name__
             raise UserError(f"The encoder returned a {kind}; expected a list with one array or tensor per layer.")
         self._features = [
-            one.detach() if is_plain(one) else torch.as_tensor(plain_array(one, f"features of layer {index}"))
+            one.detach() if is_plain(one) else send(plain_array(one, f"features of layer {index}"), HOST)
             for index, one in enumerate(features)
         ]
         self._computed: torch.cuda.Event | None = None
@@ -34,7 +36,7 @@ class Transfer:
     def arrays(self) -> list[np.ndarray]:
         """The features as float32 arrays; blocks until a GPU's copies have finished."""
         if self._computed is None:
-            return [feature.to("cpu", torch.float32).numpy() for feature in self._features]
+            return [feature.to(HOST, torch.float32).resolve_neg().numpy() for feature in self._features]
         stream = torch.cuda.Stream(self._features[0].device)  # from CUDA's pool of streams
         stream.wait_event(self._computed)
         with torch.cuda.stream(stream):

@@ -4,6 +4,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from probekit.datasets import load_dataset
@@ -83,6 +84,15 @@ def test_a_corrupt_picture_is_named_also_from_a_worker(tmp_path, workers):
     rows = Split.of(source, np.arange(len(source)) % 2)
     with pytest.raises(UserError, match=r"dog/3.png cannot be decoded as an image .* --skip-corrupt"):
         list(prepared_batches({"train": rows}, small, [("train", 0, slice(0, len(rows)))], workers))
+
+
+@pytest.mark.parametrize("kind", [">f4", np.longdouble, "negated"])
+def test_numbers_that_torch_and_numpy_do_not_share(kind):
+    image = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    split = Split.of(Large(), np.arange(100) % 2)
+    prepared = torch.from_numpy(-image).double()._neg_view() if kind == "negated" else image.astype(kind)
+    (batch,) = prepared_batches({"train": split}, lambda _: prepared, [("train", 0, slice(0, 1))], 0)
+    assert np.array_equal(batch.images[0], image)
 
 
 def test_pictures_prepared_to_different_sizes_are_refused():

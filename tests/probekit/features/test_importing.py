@@ -115,6 +115,16 @@ def test_nothing_that_is_given_is_left_out(tmp_path, arrays):
     assert not (tmp_path / "f.h5").exists()
 
 
+def test_what_is_given_twice_is_refused(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays, labels=Y)
+    torch.save({0: torch.zeros(12, 3), "0": torch.ones(12, 3), "labels": torch.from_numpy(Y)}, tmp_path / "a.pt")
+    files = dict.fromkeys(("train", "test"), tmp_path / "a.npz")
+    with pytest.raises(UserError, match="test is given twice"):
+        import_features(files, tmp_path / "f.h5", test=tmp_path / "a.npz")
+    with pytest.raises(UserError, match="entries with the same name, such as 0 and '0'"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "a.pt")
+
+
 def test_a_split_of_its_own_keeps_its_rows(tmp_path, arrays):
     for name, rows in (("train", slice(0, 9)), ("val", slice(9, 12))):
         np.savez(tmp_path / f"{name}.npz", x=arrays["conv"][rows], y=Y[rows])

@@ -17,6 +17,23 @@ def test_tensors_and_arrays_arrive_as_float32():
         assert np.array_equal(found, exact)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda X: np.ascontiguousarray(X[::-1])[::-1],
+        lambda X: X.astype(">f8"),
+        lambda X: X.astype(np.longdouble),
+        lambda X: np.frombuffer(X.tobytes(), X.dtype).reshape(X.shape),
+        lambda X: torch.from_numpy(-X)._neg_view(),
+    ],
+)
+def test_forms_that_torch_and_numpy_do_not_share(form):
+    exact = np.arange(12, dtype=np.float32).reshape(3, 4)
+    (found,) = Transfer([form(exact)]).arrays()
+    assert found.dtype == np.float32
+    assert np.array_equal(found, exact)
+
+
 def test_no_layers_no_arrays():
     assert Transfer([]).arrays() == []
 
