@@ -133,7 +133,9 @@ def test_layer_names_sort_from_shallow_to_deep():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None), slice(1, 9, 3), slice(8, 3)])
+@pytest.mark.parametrize(
+    "rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None), slice(1, 9, 3), slice(8, 3), slice(8, 1, -3)]
+)
 def test_rows_are_those_that_plain_h5py_reads(tmp_path, arrays, dtype, rows):
     store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays, dtype=dtype)
     for layer in store.layers:
