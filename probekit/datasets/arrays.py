@@ -98,10 +98,10 @@ def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
 
 def to_rgb(image: Any, name: str) -> np.ndarray:
     """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB."""
-    if hasattr(image, "convert"):
+    if hasattr(image, "convert") and 0 not in image.size:
         return pixels_of(image, name, Decoding(exif="ignore"))
     is_tensor = hasattr(image, "detach")
-    array = image.detach().cpu().numpy() if is_tensor else np.asarray(image)
+    array = plain_array(image, name) if is_tensor or isinstance(image, np.ma.MaskedArray) else np.asarray(image)
     if array.ndim == 3 and is_tensor:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 2:
@@ -124,7 +124,9 @@ def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
         raise UserError(f"The data set has {len(value)} items but {len(listed)} {name}; give (images, labels).")
     transform = getattr(value, "target_transform", None)
     known = np.unique(listed)
-    after = known if transform is None else label_array([transform(t) for t in known.tolist()], ".target_transform")
+    with explained(f"The target_transform of the {type(value).__name__} fails", "give (images, labels)", named=True):
+        made = known if transform is None else [transform(label) for label in known.tolist()]
+    after = label_array(made, ".target_transform")
     changed = known[known != after]
     # reading an item decodes its image, so only a sample is checked here; the others when their images are read
     rows = sorted({int(row) for row in np.linspace(0, len(listed) - 1, ITEMS_ASKED)}) if len(listed) else []
@@ -172,15 +174,17 @@ def _refuse_random_items(dataset: Any) -> None:
 
 def _own_classes(dataset: Any) -> tuple[str, ...] | None:
     """Class names of a data set: its `classes`, those in its `features`, or those of the data sets that it wraps."""
-    if parts := getattr(dataset, "datasets", None):  # torch's ConcatDataset
+    parts = getattr(dataset, "datasets", None)
+    if parts and isinstance(parts, list | tuple):  # torch's ConcatDataset
         found = {_own_classes(part) for part in parts}
         if len(found) > 1:
             raise UserError(
                 f"The parts of the {type(dataset).__name__} have different .classes; use data sets of the same classes."
             )
         return found.pop()
-    features = dict(getattr(dataset, "features", None) or {})
-    declared = [getattr(feature, "names", None) for key, feature in features.items() if key.lower() in LABEL_NAMES]
+    features = getattr(dataset, "features", None)
+    items = features.items() if isinstance(features, Mapping) else ()
+    declared = [getattr(feature, "names", None) for key, feature in items if str(key).lower() in LABEL_NAMES]
     names = next((found for found in (getattr(dataset, "classes", None), *declared) if found is not None), None)
     if names is None and hasattr(dataset, "dataset"):  # torch's Subset
         return _own_classes(dataset.dataset)

@@ -68,7 +68,7 @@ def read(path: str, corruption: str | None = None, severity: str | int | None = 
     labels = label_array(load_npy(labels_file), f"The labels of {labels_file}")
     sources, parts = [], []
     for file in files:
-        rows = len(load_npy(file, "r"))
+        rows = len(ArrayImages(load_npy(file, "r")))
         if rows != len(labels):
             raise UserError(
                 f"{file} has {rows} images, but {labels_file.name} {len(labels)} labels; correct one of them."

@@ -171,12 +171,12 @@ def assemble(
     first = parts.get("train") or parts["test"]
     decoding: dict[str, Any] = {}
     if all(isinstance(part.images, EncodedImages) for part in parts.values()):
-        how = Decoding(exif or "apply", as_range(value_range))
+        how = Decoding("apply" if exif is None else exif, as_range(value_range))
         decoding = {"decoding": how.to_dict()}
         for part in parts.values():
             part.images.how = how  # type: ignore[attr-defined]
         _warn_of_discarded(first, where)
-    elif skip_corrupt or exif or value_range is not None:
+    elif skip_corrupt or exif is not None or value_range is not None:
         raise UserError(
             f"skip_corrupt, exif and value_range apply to image files, but {where} contains none; leave them out."
         )

@@ -28,7 +28,6 @@ from probekit.reports.figures.style import (
 )
 from probekit.reports.panels import relabelled
 from probekit.results.curve import layer_name
-from probekit.runtime.errors import UserError
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -62,14 +61,10 @@ def depth_figure(panel: Panel, options: FigureOptions = FigureOptions()) -> Figu
     columns = 1 if width / scale < 7 else 2  # two columns of the longest words
     below = scale * (0.56 + 0.17 * -(-len(key) // columns))
     top = (0.3 if options.title != "" else 0.12) * scale
+    height = max(4.6 if narrow else 4.4, top + LEAST_HEIGHT * scale) + below
     figure, inside = options.new_figure(
-        width, (4.6 if narrow else 4.4) + below, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
+        width, height, LEAST_HEIGHT, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
     )
-    least = top + below + LEAST_HEIGHT * scale
-    if figure.get_figheight() < least:
-        raise UserError(
-            f"height is {options.height:g} inches; this figure needs at least {least:.1f} at this font size."
-        )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1), gridspec_kw={**inside, "hspace": 0.22})
     looks = looks_of(panel)
     wide = (width * (inside["right"] - inside["left"])) / scale  # of the axes, in inches of ordinary type

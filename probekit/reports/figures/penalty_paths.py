@@ -23,10 +23,9 @@ def path_figure(series: Series, options: FigureOptions = FigureOptions()) -> Fig
 
     scale, every = options.scale, [100 * np.asarray(record.val_accuracy) for record in series.records]
     low, high = options.limits(percent=True) or (min(map(np.min, every)), max(map(np.max, every)))
-    figure, inside = options.new_figure(
-        7.4, (min(1.2 + 0.17 * len(every), 6.0) - 0.4) + 0.4 * scale,
-        left=0.62 * scale, right=0.12, top=(0.35 if options.title else 0.12) * scale, bottom=0.46 * scale,
-    )  # fmt: skip
+    top, bottom = (0.35 if options.title else 0.12) * scale, 0.46 * scale
+    height = min(1.2 + 0.17 * len(every), 6.0) + (top + bottom) * (1 - 1 / scale)  # larger type needs larger margins
+    figure, inside = options.new_figure(7.4, height, left=0.62 * scale, right=0.12, top=top, bottom=bottom)
     axes = figure.subplots(gridspec_kw=inside)
     for record, accuracy, depth in zip(series.records, every, series.depths, strict=True):
         order = np.argsort(record.Cs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,14 +128,29 @@ class FigureOptions:
         """Of all type, and of the margins that hold it."""
         return self.font_size / BASE_SIZE
 
-    def new_figure(self, width: float, height: float, **margins: float) -> tuple[Figure, dict[str, float]]:
+    def new_figure(
+        self, width: float, height: float, least_height: float = 0.02, **margins: float
+    ) -> tuple[Figure, dict[str, float]]:
         """A figure (inches, unless the options have their own size) and its margins as `gridspec_kw`.
 
-        `margins` left, right, top and bottom are in inches, which do not grow with the figure.
+        `margins` left, right, top and bottom are in inches, which do not grow with the figure. `least_height` is that
+        of all axes together, at the usual size of type.
+
+        Raises
+        ------
+        UserError
+            The margins leave too little room for the axes.
         """
         from matplotlib.figure import Figure
 
         width, height = self.width or width, self.height or height
+        for name, size, least in (
+            ("width", width, margins["left"] + margins["right"] + 0.02 * self.scale),
+            ("height", height, margins["top"] + margins["bottom"] + least_height * self.scale),
+        ):
+            if size < least:
+                enough = math.ceil(10 * least) / 10
+                raise UserError(f"{name} is {size:.3g} inches; this figure needs at least {enough} at this font size.")
         inside = {"left": margins["left"] / width, "right": 1 - margins["right"] / width}
         inside |= {"top": 1 - margins["top"] / height, "bottom": margins["bottom"] / height}
         return Figure(figsize=(width, height)), inside

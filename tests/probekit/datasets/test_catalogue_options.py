@@ -6,6 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from probekit import UserError
 from probekit.datasets import load_dataset
@@ -39,6 +40,50 @@ def test_an_option_of_a_wrong_kind_is_refused_in_a_sentence(source, option, tmp_
     for value in WRONG:
         with pytest.raises(UserError, match=option):
             load_dataset(source, **{"root": tmp_path} if needs_root else {}, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "meta tensor"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "sparse_coo tensor"),
+        (torch.zeros(3, 8, 8, dtype=torch.bfloat16), "float32"),
+        (np.ma.masked_less(X[0], 9), "masked"),
+        (Image.new("L", (0, 8)), "has shape"),
+    ],
+)
+def test_images_of_a_list_are_refused_as_those_of_an_array(image, words):
+    with pytest.raises(UserError, match=words):
+        load_dataset(([image] * 40, Y)).splits["train"].images(0, 1)
+
+
+class Items:
+    targets = Y
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, row):
+        return X[row], Y[row]
+
+
+def test_attributes_of_a_torch_dataset_of_other_kinds():
+    items = Items()
+    items.features, items.datasets = [1, 2], 3
+    assert load_dataset(items).classes == ("0", "1")
+    items.target_transform = lambda label: 1 / (label - label)
+    with pytest.raises(UserError, match="The target_transform of the Items fails"):
+        load_dataset(items)
+
+
+def test_arrays_that_are_no_rows_and_an_empty_exif_are_refused(tmp_path):
+    np.save(tmp_path / "labels.npy", Y)
+    np.save(tmp_path / "fog.npy", np.uint8(5))
+    with pytest.raises(UserError, match="uint8 of shape"):
+        load_dataset(tmp_path)
+    for source in (image_folder(tmp_path / "images", "a", "b"), (X, Y)):
+        with pytest.raises(UserError, match="exif"):
+            load_dataset(source, exif="")
 
 
 def test_options_of_the_call_come_before_those_after_the_name_and_are_not_ignored(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from probekit.reports.figures.depth import depth_figure, looks_of, spread
+from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import DARK, MODELS, NARROW, PAPER, FigureOptions, save_figure, style
 from probekit.runtime.errors import UserError
 
@@ -101,6 +102,7 @@ def test_a_readout_is_renamed_with_its_model_and_has_its_colour(panel):
     [
         {"width": 0.5},
         {"height": 2},
+        {"width": 3, "font_size": 30},
         {"font_size": 100},
         {"ylim": (80, 20)},
         {"ylim": (0, 101)},
@@ -110,6 +112,16 @@ def test_a_readout_is_renamed_with_its_model_and_has_its_colour(panel):
 def test_options_that_cannot_be_drawn_are_refused(panel, wrong):
     with pytest.raises(UserError), style():
         depth_figure(panel, options=FigureOptions(**wrong))
+
+
+@pytest.mark.parametrize("font_size", [4, 22, 40])
+@pytest.mark.parametrize("draw", ["depth", "path"])
+def test_every_size_of_type_can_be_drawn(panel, draw, font_size):
+    options = FigureOptions(width=8, font_size=font_size, title="A title")
+    with style(font_size=font_size):
+        drawn = depth_figure(panel, options) if draw == "depth" else path_figure(panel.models[0], options)
+        drawn.canvas.draw()
+    assert all(axes.get_position().height > 0 for axes in drawn.axes)
 
 
 def test_only_unsound_layers_are_hollow(figure, panel):
