@@ -18,7 +18,7 @@ import torch
 
 from igpt_model.checked_json import open_regular, read_json
 from igpt_model.whole_files import load_npz
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 from probekit.runtime.memory import free_memory
 
 # limit on unknown globals per file; pickled models name a few dozen
@@ -141,7 +141,8 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
         advice = f"give --state-key {' or '.join(inside[:4])}" if inside else "give the file of a state_dict"
         raise UserError(f"{path} contains {_content(state)} rather than tensors by name; {advice}.")
     # counters and settings among the tensors are not weights
-    return {str(key): torch.as_tensor(value) for key, value in state.items() if isinstance(value, ARRAYS)}
+    with explained(f"{path} contains an array that is no tensor", "save it in float32 and native byte order"):
+        return {str(key): torch.as_tensor(value) for key, value in state.items() if isinstance(value, ARRAYS)}
 
 
 def _load(path: Path) -> Any:

@@ -20,6 +20,7 @@ from probekit.encoders.preparation import (
     Normalisation,
     Preparation,
     described,
+    first_images,
     odd_pictures,
     preparation,
     sides,
@@ -236,7 +237,7 @@ class ModuleEncoder:
     def _examples(self, data: Any, own: bool) -> np.ndarray:
         """Three different prepared images, stacked; from the data set if there is one."""
         if data is not None:
-            pictures = data.splits["train"].images(0, 3)
+            pictures = first_images(data, 3, "a torch module")
             pictures = (pictures * 3)[:3]
         elif own:
             pictures = list(odd_pictures()[:3])

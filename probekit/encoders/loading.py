@@ -12,7 +12,7 @@ from igpt_model.arguments import checked
 from igpt_model.ranges import SEED, Range, check_range
 from probekit.encoders.encoder import Encoder
 from probekit.encoders.preparation import check_values
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, explained
 from probekit.runtime.written_options import read_values, split_options
 
 ENTRY_POINTS = "probekit.encoders"
@@ -109,7 +109,9 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         # only pixel encoders (image size) and the user's functions (test images) need the data set
         if scheme != "torch":
             options.pop("data", None)
-        return _call(spec, _function(SCHEMES[scheme]), [rest], options)
+        # names too long for a path, folders without permissions, files that disappear
+        with explained(f"{spec[:80]!r} cannot be read", "check the path and its permissions", OSError):
+            return _call(spec, _function(SCHEMES[scheme]), [rest], options)
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == scheme:
             options.pop("data", None)

@@ -10,7 +10,7 @@ import torch
 
 from igpt_model.arguments import checked
 from probekit.encoders.encoder import compute, encoder_repr
-from probekit.encoders.preparation import Preparation, whole
+from probekit.encoders.preparation import Preparation, first_images, whole
 from probekit.runtime.errors import UserError
 
 
@@ -22,9 +22,7 @@ def resolution_of(what: str, resolution: int | str | None, data: Any) -> int:
         return side
     if data is None:
         raise UserError(f"{what} needs a resolution; write {what}:32, or give resolution=32 (--resolution 32).")
-    if not hasattr(data, "splits"):
-        raise UserError(f"data= of {what} is a {type(data).__name__}; give a data set, as from load_dataset.")
-    return int(min(data.splits["train"].images(0, 1)[0].shape[:2]))
+    return int(min(first_images(data, 1, what)[0].shape[:2]))
 
 
 class _Baseline:

@@ -154,6 +154,13 @@ def odd_pictures() -> tuple[np.ndarray, ...]:
     return tuple(made)
 
 
+def first_images(data: Any, count: int, whose: str) -> list[np.ndarray]:
+    """The first `count` training images of a data set."""
+    if not hasattr(data, "splits"):
+        raise UserError(f"data= of {whose} is a {type(data).__name__}; give a data set, as from load_dataset.")
+    return data.splits["train"].images(0, count)
+
+
 def settle(
     whose: str,
     finished: DescribedPreparation,

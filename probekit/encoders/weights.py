@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.devices import is_plain
 from igpt_model.hashing import hash_arrays
 from probekit.encoders.checkpoint_files import read_state
@@ -71,6 +72,7 @@ def load_weights_of(module: torch.nn.Module, options: dict[str, Any]) -> Loaded 
     return None if path is None else load_weights(module, path, **given)
 
 
+@checked
 def load_weights(
     module: torch.nn.Module,
     path: str | Path,

@@ -139,6 +139,13 @@ def test_weights_in_other_files(tmp_path):
         assert all(torch.equal(loaded[key], value) for key, value in BODY.items())
 
 
+@pytest.mark.parametrize("array", [np.zeros(3, ">f4"), np.zeros(3, "U1")])
+def test_arrays_that_torch_does_not_take_are_one_sentence(tmp_path, array):
+    np.savez(tmp_path / "w.npz", a=array, b=np.zeros(2))
+    with pytest.raises(UserError, match="an array that is no tensor"):
+        read_state(tmp_path / "w.npz")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -87,6 +87,17 @@ def test_an_option_of_a_wrong_kind_is_refused_by_its_name(spec, option):
         ("random:tiny", {"resolution": 0}, "resolution"),
         ("random:tiny", {"layers": []}, "No layer was chosen"),
         ("pixels", {"resolution": "8,9"}, "give one integer"),
+        ("igpt:" + "x" * 5000, {}, "cannot be read"),
+        ("tokens:random:" + "x" * 300, {}, "cannot be read"),
+        ("torch:torch.nn:Identity", {"weights": "x" * 5000}, "too long for a path"),
+        ("torch:torch.nn:Identity", {"weights": 3}, "path is 3"),
+        ("torch:torch.nn:Identity", {"weights": "w.pt", "state_key": ["model"]}, "state_key"),
+        ("torch:torch.nn:Identity", {"weights": "w.pt", "ignore": 3}, "ignore"),
+        (
+            torch.nn.Conv2d(3, 4, 4),
+            {"layers": "0", "prepare": np.copy, "data": [1]},
+            "torch module is a list",
+        ),
         ("pixels", {"resolution": True}, "resolution is True"),
     ],
 )
