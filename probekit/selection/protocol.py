@@ -12,14 +12,18 @@ The conversions, with N the sum of the sample weights and C in `1/2 ||W||^2 + C 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from igpt_model.arguments import check_fields
 from igpt_model.hashing import hash_json
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, SHARE, WEIGHT, Range, check_settings
 from probekit.runtime.errors import UserError, did_you_mean, explained
+
+
+def _number(default: Any, allowed: Range) -> Any:
+    return field(default=default, metadata={"range": allowed})
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,17 @@ class SGDConfig:
     seed : seed of the order of rows
     """
 
-    learning_rates: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-    epochs: int = 30
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    seed: int = 0
+    learning_rates: tuple[float, ...] = _number((30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003), POSITIVE)
+    epochs: int = _number(30, COUNT)
+    batch_size: int = _number(256, COUNT)
+    momentum: float = _number(0.9, SHARE)
+    weight_decay: float = _number(0.0, WEIGHT)
+    seed: int = _number(0, SEED)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.learning_rates:
+            raise UserError("learning_rates is empty; give one or more positive numbers.")
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,16 @@ class Protocol:
     standardize: bool = False
     tol: float = 1e-4
     max_iter: int = 2000
-    selection: str = "auto"
-    refit: str = "train+val"
-    refine: int = 0
+    selection: Literal["auto", "val", "cv5"] = "auto"
+    refit: Literal["train+val", "train"] = "train+val"
+    refine: int = _number(0, COUNT_OR_NONE)
     solver: str = "path"
     normalize: bool = False
     source: str = ""
     sgd: SGDConfig | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_settings(self)
 
     def __repr__(self) -> str:
         grid = grid_words(self.Cs) if self.sgd is None else f"{len(self.sgd.learning_rates)} learning rates"
@@ -103,10 +112,14 @@ class Protocol:
     def with_(self, **changes: Any) -> "Protocol":
         """A copy with changes, marked in its name unless that is changed too."""
         if "Cs" in changes:
+            refused = UserError(f"Cs is {changes['Cs']!r}; give positive numbers such as [0.01, 0.1, 1].")
+            # float would take the characters of a text, and the real part of NumPy's complex numbers
+            if isinstance(changes["Cs"], str | bytes) or np.iscomplexobj(changes["Cs"]):
+                raise refused
             try:
                 changes["Cs"] = tuple(float(C) for C in changes["Cs"])
             except (TypeError, ValueError, OverflowError):
-                raise UserError(f"Cs is {changes['Cs']!r}; give positive numbers such as [0.01, 0.1, 1].") from None
+                raise refused from None
         return replace(self, **({"name": f"{self.name}*"} | changes))
 
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit.probes import PROTOCOLS, fit_path, get_protocol
 from probekit.runtime.errors import UserError
-from probekit.selection.protocol import grid_words, kornblith_lambda_to_C, refine_grid
+from probekit.selection.protocol import SGDConfig, grid_words, kornblith_lambda_to_C, refine_grid
 from probekit.solver.objective import l2_to_C
 
 N, D = 80, 4
@@ -110,3 +110,43 @@ def test_every_protocol_is_shown_in_one_line_with_its_grid():
     assert "9 learning rates" in repr(PROTOCOLS["sgd-imagenet"])
     assert all("\n" not in repr(protocol) for protocol in PROTOCOLS.values())
     assert [grid_words(Cs) for Cs in ((), (0.5,), (0.01, 1))] == ["no C", "C = 0.5", "2 C from 0.01 to 1"]
+
+
+@pytest.mark.parametrize("Cs", ["12", b"12", np.array([1 + 1j]), [1j], [10**400], 1.0], ids=repr)
+def test_penalties_of_a_protocol_are_a_list_of_real_numbers(Cs):
+    with pytest.raises(UserError, match=r"Cs is .*; give positive numbers such as \[0\.01, 0\.1, 1\]"):
+        PROTOCOLS["igpt"].with_(Cs=Cs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"learning_rates": ()}, "learning_rates is empty"),
+        ({"learning_rates": (0.1, float("nan"))}, "learning_rates is nan; expected a number above 0"),
+        ({"epochs": 0}, "epochs is 0; expected a number from 1"),
+        ({"batch_size": 0}, "batch_size is 0; expected a number from 1"),
+        ({"momentum": 2.0}, "momentum is 2; expected a number from 0 to 1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1; expected a number from 0"),
+        ({"seed": -1}, "seed is -1; expected a number from 0"),
+        ({"epochs": True}, "epochs is True; SGDConfig expected a whole number"),
+    ],
+    ids=str,
+)
+def test_settings_of_sgd_out_of_range_are_refused(setting, problem):
+    with pytest.raises(UserError, match=problem):
+        SGDConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"selection": "VAL"}, "selection is 'VAL'; choose auto or val or cv5"),
+        ({"selection": "cv10"}, "selection is 'cv10'; choose auto or val or cv5"),
+        ({"refit": "training"}, r"refit is 'training'; choose train\+val or train"),
+        ({"refine": -1}, "refine is -1; expected a number from 0"),
+    ],
+    ids=str,
+)
+def test_rules_of_a_protocol_that_do_not_exist_are_refused(setting, problem):
+    with pytest.raises(UserError, match=problem):
+        PROTOCOLS["igpt"].with_(**setting)
