@@ -108,7 +108,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     help="From images to the depth curve of any visual encoder, with certified linear probes.",
     help_epilogue=(
-        "`probekit VERB --help` describes a verb. Run the same command again to resume it after an interruption. "
+        "`probekit COMMAND --help` describes a command. Run the same command again to resume it after an interruption. "
         "`probekit --install-completion` sets up completion for bash, zsh and fish."
     ),
 )
@@ -308,10 +308,12 @@ def dispatch(words: list[str]) -> None:
         words = [*words[1:], f"--{words[0]}"]
     if words and words[0] not in ("--help", "-h", "--version", "--install-completion"):
         if words[0].startswith("-"):
-            hint = did_you_mean(words[0], ["--help", "--version"]) or " Write the verb first: probekit VERB [FLAGS]."
+            hint = (
+                did_you_mean(words[0], ["--help", "--version"]) or " Write the command first: probekit COMMAND [FLAGS]."
+            )
             raise UserError(f"no command was given before {words[0]}.{hint}")
         if words[0] not in VERBS:
-            hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
+            hint = did_you_mean(words[0], VERBS) or f" The commands are {', '.join(VERBS)}."
             raise UserError(f"there is no command {words[0]!r}.{hint}")
         try:
             os.getcwd()  # some libraries exit the process if there is none

@@ -31,7 +31,7 @@ from probekit.cli.numbers import RANGES
 from probekit.runtime.errors import UserError
 
 SCALARS = (int, float, bool, Path, str)
-EVERY_VERB = Group("Every verb", sort_key=1000)
+EVERY_VERB = Group("Every command", sort_key=1000)
 GROUPS = ("Model", "Data", "Optimisation", "Checkpoints and logs", "Hardware", "Watching", "Encoder", "Recipe")
 COMMON = {
     "json": (("--json",), "Print the answer as JSON on stdout, and nothing else there."),
@@ -40,8 +40,8 @@ COMMON = {
     "debug": (("--debug",), "Show the traceback of an error."),
 }
 CONFIG = (
-    "YAML or JSON file with arguments and flags of this verb, or the file that an earlier run wrote; the command line "
-    "takes precedence."
+    "YAML or JSON file with arguments and flags of this command, or the file that an earlier run wrote; the command "
+    "line takes precedence."
 )
 
 

@@ -286,7 +286,7 @@ def test_a_reader_that_has_ended_is_no_error(tmp_path):
 
 
 def test_a_wrong_flag_before_any_verb_has_a_hint(capsys):
-    for words, hint in ((["--hlep"], "--help"), (["--versoin"], "--version"), (["-q", "sweep"], "verb first")):
+    for words, hint in ((["--hlep"], "--help"), (["--versoin"], "--version"), (["-q", "sweep"], "command first")):
         assert main(words) == 2
         assert hint in capsys.readouterr().err
 
