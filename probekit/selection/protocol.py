@@ -114,11 +114,12 @@ class Protocol:
         if "Cs" in changes:
             refused = UserError(f"Cs is {changes['Cs']!r}; give positive numbers such as [0.01, 0.1, 1].")
             # float would take the characters of a text, and the real part of NumPy's complex numbers
-            if isinstance(changes["Cs"], str | bytes) or np.iscomplexobj(changes["Cs"]):
-                raise refused
             try:
-                changes["Cs"] = tuple(float(C) for C in changes["Cs"])
-            except (TypeError, ValueError, OverflowError):
+                given = tuple(changes["Cs"])
+                if isinstance(changes["Cs"], str | bytes) or any(isinstance(C, np.complexfloating) for C in given):
+                    raise refused
+                changes["Cs"] = tuple(map(float, given))
+            except (TypeError, ValueError, RuntimeError, OverflowError):
                 raise refused from None
         return replace(self, **({"name": f"{self.name}*"} | changes))
 
