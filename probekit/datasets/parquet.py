@@ -18,7 +18,7 @@ from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNa
 from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_column, by_split, column, split_of
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 from probekit.runtime.imports import library
 
 BATCH = 64
@@ -70,11 +70,10 @@ def encoded_image(value: Any, name: str, folder: Path) -> tuple[bytes, str]:
     if content is not None:
         return content, name
     path = folder / str((value or {}).get("path"))
-    if not path.is_file():
-        raise UserError(
-            f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
-        )
-    return read_bytes(path), str(path)
+    with explained(f"The file of {name} cannot be read", "check its path and permissions", OSError):
+        if path.is_file():
+            return read_bytes(path), str(path)
+    raise UserError(f"{name} contains no encoded image, and its file {path} does not exist; write the images into it.")
 
 
 class GroupReader:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from igpt_model.arguments import checked, plain_array
+from igpt_model.arguments import check_kind, checked, plain_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner, check_kinds, seed_list, warn_unconverged
 from probekit.features.memory_store import MemoryStore
@@ -122,7 +122,7 @@ def sweep(
     if isinstance(y, str | Path):  # sweep(file, folder)
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
-        y, out = None, y
+        y, out = None, check_kind("out", y, str | Path, "sweep")
     if isinstance(features, Sequence) and not isinstance(features, str):  # arrays, shallow to deep
         features = {f"{number:02d}": X for number, X in enumerate(features)}
     if isinstance(features, Mapping) and not features:

@@ -99,7 +99,9 @@ class Header:
         check_range("threads", self.threads, Range(1, 1 << 12))
         counts = len(self.layers), len(self.layer_names), len(self.widths)
         if len(set(counts)) > 1 or not self.layers:
-            raise UserError("There are {} layers, {} names and {} widths; give each layer one.".format(*counts))
+            raise UserError(
+                "There are {} layers, {} names and {} widths; give one name and width per layer.".format(*counts)
+            )
         if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
             raise UserError(f"A layer has {wrong[0]:,} columns; expected 1 to {MOST_COLUMNS:,}.")
         depths: Sequence[int] = self.encoder.get("depths", range(len(self.layers)))

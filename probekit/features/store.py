@@ -123,7 +123,9 @@ class FeatureStore(Features):
         name = self.layer(layer)
         start, stop, step = rows.indices(self.header.splits[self.named_split(split)])
         if step != 1:
-            return self.stored(split, name)[rows]
+            chosen = range(start, stop, step)
+            ends = (chosen[0], chosen[-1]) if chosen else (0, -1)
+            return self.stored(split, name, slice(min(ends), max(ends) + 1))[::step]
         stop = max(start, stop)
         if not self._shards:
             with self._opened() as file:

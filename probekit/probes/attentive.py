@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from igpt_model.devices import find_device, to_device
+from igpt_model.ranges import POSITIVE, WEIGHT, check_at_least, check_range
 from probekit.probes.probe import FittedProbe, Probe, ReadRows
 from probekit.probes.sgd import array_batches, cosine, count_steps, end_of_schedule, without_certificate
 from probekit.runtime.errors import UserError
@@ -156,8 +157,11 @@ def fit_attentive(
     Raises
     ------
     UserError
-        Tokens are not (N, T, D) with one label per image, or `n_heads` does not divide D.
+        Tokens are not (N, T, D) with one label per image, `n_heads` does not divide D, or a setting is out of range.
     """
+    check_at_least(n_heads=(n_heads, 1))
+    check_range("learning_rate", learning_rate, POSITIVE)
+    check_range("weight_decay", weight_decay, WEIGHT)
     labels = np.asarray(y)
     shape = np.shape(tokens)
     if len(shape) != 3 or len(labels) != shape[0] or len(labels) < 2:

@@ -464,7 +464,7 @@ def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     if isinstance(class_weight, dict):
         try:
             weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"class_weight = {short(class_weight)} cannot be used: {first_line(error)}.") from error
         if not np.isfinite(weight).all() or (weight < 0).any():
             raise UserError(f"class_weight must contain finite non-negative weights, but got {short(class_weight)}.")

@@ -86,3 +86,14 @@ def test_shards_that_a_folder_lacks_are_said(tmp_path):
         warnings.simplefilter("error")
         load_dataset(tmp_path / "p")
         load_dataset(f"{tmp_path}/p/train-0000[01]*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("x" * 5000, "cannot be read"), ("a\0", "does not exist"), ("none.png", "does not exist")]
+)
+def test_the_file_of_an_image_that_no_path_can_have_or_that_is_gone(tmp_path, path, words):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    rows = pyarrow.table({"image": [{"bytes": None, "path": path}] * 20, "label": [0, 1] * 10})
+    parquet.write_table(rows, tmp_path / "s.parquet")
+    with pytest.raises(UserError, match=words):
+        load_dataset(tmp_path / "s.parquet").splits["train"].images(0, 1)

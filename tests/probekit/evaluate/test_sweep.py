@@ -331,3 +331,10 @@ def test_of_two_sweeps_that_begin_one_series_with_other_penalties_at_once_one_is
     named = {record.series for record in sweep(store, tmp_path, Cs=CS)}  # again: under a name of its own
     assert len(Results(tmp_path)) == 2 * len(store.layers)
     assert not named & {r.series for r in sweep(store, tmp_path, Cs=CS[:2])}
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "x" * 300])
+def test_a_folder_after_the_file_is_checked_as_out_is(tmp_path, folder):
+    for given in ((tmp_path / "f.h5", folder), (tmp_path / "f.h5", None, folder)):
+        with pytest.raises(UserError, match=r"out is .* sweep expected a path"):
+            sweep(*given)

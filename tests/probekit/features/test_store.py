@@ -144,6 +144,13 @@ def test_rows_are_those_that_plain_h5py_reads(tmp_path, arrays, dtype, rows):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("rows", [slice(None, None, -1), slice(8, 1, -3), slice(1, 8, -3), slice(2, None, 4)])
+def test_rows_in_steps_of_either_direction(tmp_path, arrays, rows):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    for layer in store.layers:
+        np.testing.assert_array_equal(store.stored("train", layer, rows), store.stored("train", layer)[rows])
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path, arrays):
     store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
     with layout.open_hdf5(store.path) as file:

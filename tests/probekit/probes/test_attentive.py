@@ -69,3 +69,12 @@ def test_arrays_of_no_attentive_probe_are_refused_with_the_columns_it_should_hav
     arrays = {"classes": np.arange(2), "coef": np.zeros((1, 48))}
     with pytest.raises(UserError, match=r"Probe file p\.safetensors is not of kind attentive with 48 columns"):
         restore("attentive", arrays, 48, lambda rows: rows, "cpu", "p.safetensors")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"n_heads": 0}, {"n_heads": -2}, {"learning_rate": float("nan")}, {"weight_decay": -1.0}, {"epochs": 0}]
+)
+def test_settings_out_of_range_are_refused(setting):
+    ((name, _),) = setting.items()
+    with pytest.raises(UserError, match=f"^{name} is .*; expected"):
+        fit_attentive(np.zeros((4, 2, 4)), [0, 1, 0, 1], **{"n_heads": 2, **setting})

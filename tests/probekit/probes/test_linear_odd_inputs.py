@@ -460,6 +460,7 @@ WHOLE = fit_path(np.abs(X), Y, [0.1])
         {"cv": [([], np.arange(60))]},
         {"class_weight": {7: 1.0}},
         {"class_weight": {0: "heavy"}},
+        {"class_weight": {0: 10**400}},
         {"backend": ["torch"]},
     ],
     ids=str,
