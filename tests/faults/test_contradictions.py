@@ -370,7 +370,7 @@ def test_settings_of_fine_tuning_that_were_edited(run, tmp_path):
     settings = json.loads((out / "config.json").read_text())
     edited(settings, "finetune.seed", 5)
     (out / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"config\.seed: 0 there, 5 here"):
+    with pytest.raises(UserError, match=r"finetune\.seed: 0 there, 5 here"):
         list(finetune(replace(tuned, seed=5), run[1], images, images, ["a", "b"], out))
     edited(settings, "finetune.seed", 0)
     (out / "config.json").write_text(json.dumps(settings))
