@@ -104,7 +104,7 @@ def progress(what: str, unit: str) -> Iterator[Any]:
     """Show progress on stderr until the block ends; under torchrun on rank 0 only, with -q not at all.
 
     `unit` is what is counted, for example "steps". "" is for work in named stages with separate bars: the
-    yielded function then takes (stage, unit, done, total, note). How far the work is, Ctrl-C reports.
+    yielded function then takes (stage, unit, done, total, note). Ctrl-C reports the progress so far.
     """
     with ExitStack() as bars:
         current: list[tuple[str, Any]] = []

@@ -18,9 +18,7 @@ from probekit.runtime.errors import UserError
 RECIPE = "Recipe"
 FASHION_IMAGES = 3000  # per split of Fashion-MNIST: enough for the verdict, and extraction and probes take minutes
 LAYERS = {"features-random.h5": "*[02468]"}  # a subset, since this control changes little from layer to layer
-LARGEST_C = (
-    5000.0  # limits the igpt protocol's grid: weak penalties are the slowest, and no demo has chosen more than 600
-)
+LARGEST_C = 5000.0  # limits the igpt grid: weak penalties are the slowest, and no demo has chosen more than 600
 GREEDY_LAYERS = 2  # limit for the demo's greedy choice: each further layer takes as long as the sweep
 MOST_WORKERS = 4  # a process takes seconds to start, and there are only about fifty fits
 
