@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DRAWN_TWICE = """
 from hypothesis import given, settings, strategies as st
 before, after = [], []
@@ -30,14 +32,15 @@ def test_alike():
 """
 
 
-def test_the_examples_of_a_seed_do_not_depend_on_what_was_imported(tmp_path):
+@pytest.mark.parametrize("service", [{}, {"CI": "true", "GITHUB_ACTIONS": "true"}], ids=["terminal", "service"])
+def test_the_examples_of_a_seed_do_not_depend_on_what_was_imported(tmp_path, service):
     shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
     (tmp_path / "test_drawn.py").write_text(DRAWN_TWICE)
     literals = [value for n in range(50, 150) for value in (n**3, n + 0.5, f"word {n}", b"%d" % n)]
     (tmp_path / "literals.py").write_text(f"VALUES = {literals}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "test_drawn.py"]
-    ran = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "GITHUB_ACTIONS")}
+    environment |= {"PYTHONPATH": str(tmp_path), **service}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
     assert "4 passed" in ran.stdout
