@@ -42,6 +42,7 @@ Slots = Sequence[tuple[float, int, "Concatenated"]]
 """Of each concatenation: its abscissa right of the last layer, the number of its series, and itself."""
 DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
 MOST_SLOTS = 4
+MOST_UNDERLINED = 8  # models: the lines of more would cover the curves
 LETTER = 0.068  # inches, about, of a letter below the axis
 LEAST_HEIGHT = 1.6  # inches of both axes together
 BESIDE = 0.5  # of a layer: how far from its tick something of it may stand
@@ -149,7 +150,8 @@ def draw_accuracy(
     for place, series in enumerate(panel.models):
         if not series.is_flat:
             shift = shifts[panel.series.index(series)]
-            _peak(axes, series, looks[series.label], place, shift, wide if len(panel.models) == 1 else 0)
+            one, few = len(panel.models) == 1, len(panel.models) <= MOST_UNDERLINED
+            _peak(axes, series, looks[series.label], place, shift, wide if one else 0, few and series.is_paired)
     if panel.metric.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
@@ -228,15 +230,15 @@ def _curve(axes: Axes, series: Series, values: np.ndarray, look: Look, gid: str,
         )  # fmt: skip
 
 
-def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide: float) -> None:
-    """Ring the chosen layer and underline the layers not significantly below it; name it in axes `wide` inches."""
+def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide: float, underlined: bool) -> None:
+    """Ring the chosen layer, if asked underline those not significantly below it; name it in axes `wide` inches."""
     x, y = series.depths[series.peak], series.values[series.peak]
     axes.axvline(x, color=look["color"], **DASHED)
     axes.plot(
         x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
     )
     below = axes.get_xaxis_transform()
-    for depth in series.depths[series.curve.not_worse] if series.is_paired else ():
+    for depth in series.depths[series.curve.not_worse] if underlined else ():
         height = 0.012 + 0.024 * place
         axes.plot(
             (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
@@ -325,25 +327,27 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
     bounds = low - line_height, high + line_height / 2
-    most = max(int((bounds[1] - bounds[0]) / line_height / max(len(ends), 1)), 1)  # lines of each, so that all fit
-    wrapped = ["\n".join(_lines(label, most)) for _, label, _ in ends]
+    room = (bounds[1] - bounds[0]) / line_height / max(len(ends), 1)  # lines of each, so that all fit
+    smaller = min(room, 1.0)
+    line_height *= smaller
+    wrapped = ["\n".join(_lines(label, max(int(room), 1), int(10 / smaller))) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     centres = spread([end[0] for end in ends], heights, *bounds)
     for centre, text, (_, _, colour) in zip(centres, wrapped, ends, strict=True):
         axes.annotate(
             text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=points(8.5), fontweight="bold", linespacing=1.05,
+            va="center", color=colour, fontsize=points(8.5) * smaller, fontweight="bold", linespacing=1.05,
             annotation_clip=False,
         )  # fmt: skip
 
 
-def _lines(name: str, most: int) -> list[str]:
-    """A name in at most `most` lines of ten letters: broken between words, or without its middle if too long."""
+def _lines(name: str, most: int, letters: int) -> list[str]:
+    """A name in at most `most` lines of some letters: broken between words, or without its middle if too long."""
     from rich.cells import cell_len, chop_cells
 
-    lines = textwrap.wrap(name, 10)
-    fits = len(lines) <= most and all(cell_len(line) <= 10 for line in lines)
-    return lines if fits else chop_cells(shortened(name, 10 * min(most, 8)), 10)
+    lines = textwrap.wrap(name, letters)
+    fits = len(lines) <= most and all(cell_len(line) <= letters for line in lines)
+    return lines if fits else chop_cells(shortened(name, letters * min(most, 8)), letters)
 
 
 def spread(
@@ -379,7 +383,7 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
     entries = [
         (bool(models), ring, "best layer, chosen on held-out training rows"),
         (bool(panel.interval_words), mark(marker="|", markersize=9), f"bars: {panel.interval_words}"),
-        (any(series.is_paired for series in models), mark(linestyle="-", linewidth=3.2),
+        (len(panel.models) <= MOST_UNDERLINED and panel.has_band, mark(linestyle="-", linewidth=3.2),
          "not significantly worse than the best"),
         (any(series.concatenated for series in models), mark(marker="D", markersize=5), joined),
         (doubtful, hollow, "hollow: not converged, or C at the end of its grid"),

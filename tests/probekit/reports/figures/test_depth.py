@@ -259,6 +259,12 @@ def test_names_at_the_ends_of_lines_differ_where_only_their_last_letters_do(pane
     names = [text.get_text() for text in drawn.axes[0].texts]
     assert {name[-2:] for name in names} >= {f"{number:02d}" for number in range(30)}
     assert len(set(names)) == 30
+    with style():
+        heights = [text.get_window_extent() for text in drawn.axes[0].texts]
+    assert max(box.y1 for box in heights) <= drawn.bbox.y1
+    ordered = sorted(heights, key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in pairwise(ordered))  # pixels
+    assert not any("significantly" in text.get_text() for text in drawn.legends[0].get_texts())
 
 
 def test_lines_of_an_ideogram_name_are_as_wide_as_others(panel):
