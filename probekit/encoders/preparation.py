@@ -110,6 +110,7 @@ class Preparation(DescribedPreparation):
         return np.ascontiguousarray(image_HWC[top : top + self.crop[0], left : left + self.crop[1]])
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
         return {"resize": resize, "crop": list(self.crop), "interpolation": self.interpolation}
 
