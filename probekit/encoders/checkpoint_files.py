@@ -93,7 +93,7 @@ def _reason(error: Exception) -> str:
     blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
     if blocked:
         return f"it refers to {blocked[1]}, which may run programs"
-    if isinstance(error, EOFError | IndexError) or "Unsupported operand" in str(error):
+    if isinstance(error, EOFError | LookupError) or "Unsupported operand" in str(error):
         return "it was not written by torch.save, safetensors or numpy.savez"
     return said[1].strip(". ") if said else first_line(error)
 
@@ -153,12 +153,15 @@ def _load(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    if path.suffix.lower() == ".npz":
-        return load_npz(path, free_memory())
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a Git LFS pointer: fetch the file itself with git lfs pull")
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError("it is truncated: copy or download it again")
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is truncated: copy or download it again")
+        with zipfile.ZipFile(path) as archive:
+            arrays = all(name.endswith(".npy") for name in archive.namelist())
+        if arrays:
+            return load_npz(path, free_memory())
     if start.lstrip()[:1] == b"<":
         raise ValueError("it is a web page: download the file itself")
     if path.name.endswith(".index.json"):

@@ -26,7 +26,7 @@ from probekit.encoders.preparation import (
     sides,
     triple,
 )
-from probekit.encoders.row_checks import check_features, check_prepare
+from probekit.encoders.row_checks import check_features, check_prepare, copy_of
 from probekit.encoders.weights import Loaded, hash_weights, load_weights_of
 from probekit.runtime.errors import UserError, explained, first_line
 from probekit.runtime.imports import import_object
@@ -69,7 +69,9 @@ def match_modules(module: torch.nn.Module, wanted: str | int | Sequence[str | in
 
 def _shown(names: Sequence[str], most: int = 30) -> str:
     shallow = sorted(names, key=lambda name: name.count("."))[:most]
-    return ", ".join(name for name in names if name in set(shallow)) + (", ..." if len(names) > most else "")
+    return ", ".join(name for name in names if name in set(shallow)) + (
+        ", ..." if len(names) > most else "" if names else "none, as the module has no submodules"
+    )
 
 
 SIZE_ADVICE = "give the image size that it takes (--resolution), or how to call it (forward= in Python)"
@@ -90,6 +92,8 @@ def failure_as_sentence(
         if formats and "type" in str(error):
             kinds = " and ".join(sorted(formats))
             advice = f"its parameters are {kinds}: convert it with .float() (dtype= sets the format of computation)"
+        if "ScriptModule" in str(error):
+            advice = "choose layers outside this TorchScript program"
         raise UserError(
             f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
@@ -188,8 +192,12 @@ class ModuleEncoder:
         self._forward = forward
         # not chained: a module may override these, and return anything
         module.to(self._compute.device)
-        module.eval()
+        with explained(
+            f"{type(module).__name__} has no evaluation mode", "give the original Python module", named=True
+        ):
+            module.eval()
         self.module = module
+        unused = copy_of(module)
         self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
         own_prepare = isinstance(prepare, DescribedPreparation)
         examples = self._examples(None if own_prepare else data, own_prepare)
@@ -201,7 +209,7 @@ class ModuleEncoder:
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
         loaded = loaded or Loaded()
-        weights_hash = check_features(self, examples, axes is not None, loaded, weights_hash)
+        weights_hash = check_features(self, examples, axes is not None, loaded, weights_hash, unused)
         self.provenance: dict[str, Any] = {
             "name": type(module).__name__,
             "kind": "torch",
@@ -360,6 +368,11 @@ class ModuleEncoder:
 
         with self._hooked(list(self._layouts), pool):
             self._run(images, context)
+        if idle := [name for name in self._layouts if name not in pooled]:
+            raise UserError(
+                f"The submodule {idle[0]} did not run for a batch of {len(images)}, but did for another; choose layers "
+                "that every image passes."
+            )
         return pooled
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:

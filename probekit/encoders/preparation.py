@@ -278,7 +278,7 @@ def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -
             values = [int(part) if kind is operator.index else part for part in values.split(",")]
         listed = values if np.ndim(values) else [values]
         numbers = [] if any(isinstance(v, bool | bytes) for v in listed) else [kind(v) for v in listed]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) not in (1, count):
         raise UserError(f"{values!r} was given; {needed}.")
