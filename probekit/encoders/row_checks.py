@@ -5,7 +5,6 @@ not switch off), with the other images in the batch (batch statistics) or with t
 images, T positions, D width.
 """
 
-import copy
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -49,14 +48,6 @@ def check_features(
         return weights_hash
     settle_unloaded(encoder, examples, loaded)
     return hash_weights(encoder.module)
-
-
-def copy_of(module: torch.nn.Module) -> torch.nn.Module | None:
-    """A copy of a module that shares its weights but nothing else that a forward pass may change; None if it cannot be
-    copied."""
-    with suppress(Exception):
-        return copy.deepcopy(module, {id(value): value for value in module.state_dict(keep_vars=True).values()})
-    return None
 
 
 def check_rows(encoder: Any, examples: np.ndarray, unused: torch.nn.Module | None = None) -> None:

@@ -48,7 +48,7 @@ def test_modules_that_cannot_be_observed_say_why():
         ({"resolution": "a"}, "one integer or two"),
         ({"layers": []}, "needs layers="),
         ({"layers": ""}, "needs layers="),
-        ({"layers": ["b", 3]}, "No submodule matches '3'"),
+        ({"layers": ["b", 3]}, "No layer matches '3'"),
         ({"prefix_tokens": "2"}, "prefix_tokens is '2'"),
         ({"prefix_tokens": 2.5}, "prefix_tokens is 2.5"),
         ({"resize": (64, 64, 64)}, "one integer or two"),
