@@ -18,7 +18,7 @@ from igpt_model.config import ModelConfig
 from igpt_model.devices import cpu_threads, find_device
 from igpt_model.model import IGPT
 from igpt_model.process_group import Ranks
-from igpt_model.ranges import POSITIVE, check_at_least, check_range
+from igpt_model.ranges import NOT_NEGATIVE, POSITIVE, check_at_least, check_range
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.engine import Engine
 
@@ -48,7 +48,7 @@ def training_cost(
     gradients among `ranks` processes is not counted.
     """
     check_at_least(ranks=(ranks, 1), val_images=(val_images, 0))
-    check_range("seconds", seconds, POSITIVE)
+    check_range("seconds", seconds, NOT_NEGATIVE)
     check_range("rate", rate, POSITIVE)
     model, images = config.model_config, math.ceil(config.batch_size / ranks)
     if rate is None:
