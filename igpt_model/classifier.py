@@ -154,11 +154,9 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
     UserError
         The folder contains no fine-tuning run.
     """
-    scored = [(read_accuracy(folder), folder) for folder in list_checkpoints(run_dir)]
-    # `max` returns the first of equals
-    best = max(
-        ((value, folder) for value, folder in scored if value is not None), key=lambda pair: pair[0], default=None
-    )
+    read = ((read_accuracy(folder), folder) for folder in list_checkpoints(run_dir))
+    scored = [(value, folder) for value, folder in read if value is not None]
+    best = max(scored, key=lambda pair: pair[0], default=None)  # the first of equals
     if best is None:
         raise UserError(f"{run_dir} contains no fine-tuned classifier; make one with `probekit finetune`.")
     loaded = load_checkpoint(best[1], device)

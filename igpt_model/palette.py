@@ -267,12 +267,11 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
         raise UserError(f"images is of type {type(images).__name__}; give an array of uint8 RGB images.")
     several = [images] if isinstance(images, np.ndarray) else images
     given = [plain_array(image, "an image of a palette") for image in several]
-    if not given or any(image.dtype != np.uint8 or image.shape[-1:] != (3,) for image in given):
+    pictures = all(image.dtype == np.uint8 and image.shape[-1:] == (3,) for image in given)
+    if not pictures or not sum(image.size for image in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     place = np.array([1 << 16, 1 << 8, 1], np.int32)
     packed = np.concatenate([image.reshape(-1, 3).astype(np.int32) @ place for image in given])
-    if len(packed) == 0:
-        raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     counts = np.bincount(packed)
     if np.count_nonzero(counts) > n_colours and len(packed) > sample:
         drawn = np.bincount(packed[rng.choice(len(packed), sample, replace=False, shuffle=False)])
