@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 
@@ -21,6 +22,20 @@ def test_append_once_per_key(tmp_path):
     assert journal.append({"key": "a", "value": 1})
     assert not journal.append({"key": "a", "value": 2})
     assert journal.lines() == [{"key": "a", "value": 1}]
+
+
+def test_a_folder_that_is_removed_during_the_work_is_named(tmp_path):
+    journal = Journal(tmp_path / "out" / "results.jsonl")
+
+    def work(key):
+        shutil.rmtree(tmp_path / "out")
+        return {"key": key}
+
+    with pytest.raises(UserError, match=r"out/\.claims was removed while it was in use; run the same command again"):
+        share_work(journal, ["a", "b"], work)
+    with pytest.raises(UserError, match="was removed while it was in use"), journal.claim("a"):
+        pass
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
