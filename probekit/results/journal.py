@@ -89,11 +89,12 @@ class Journal:
         if not content.startswith(self._content):  # lines were removed, or it is another file
             self._content, self._lines = b"", {}
         start, found = len(self._content), dict(self._lines)
+        other = UserError(f"{self.path} contains lines that are not probekit records; choose another output folder.")
+        if content.lstrip(b"\0 \r\n")[:1] not in (b"", b"{"):
+            raise other
         parsed, end = parse_lines(content[start:], self.path, 1 + self._content.count(b"\n"))
-        # an incomplete line may be removed only if it begins like one of ours
-        ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
-        if not ours or any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
-            raise UserError(f"{self.path} contains lines that are not probekit records; choose another output folder.")
+        if any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
+            raise other
         for where, line in parsed:
             line = self._read_line(line, where)
             first, same = found.setdefault(line["key"], (where, line))

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from probekit.results.journal import Journal, share_work
+from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -64,6 +65,20 @@ def test_damage_inside_is_refused_not_cut(tmp_path):
     path.write_bytes(b'{"key": "a"}\n{"ke\n{"key": "c"}\n')
     with pytest.raises(UserError, match="Line 2"):
         Journal(path).lines()
+
+
+@pytest.mark.parametrize(
+    "last", ['{"key": "b", "key": "c"}\n', '{"key": b}\n', '{"key": "b", "x": 1e}\r\n', "notes of mine"]
+)
+def test_a_last_line_that_was_edited_is_refused_not_cut(tmp_path, last):
+    """A torn line lacks its end, or holds zeros."""
+    path = tmp_path / "results.jsonl"
+    for first in ('{"key": "a"}\n', ""):
+        path.write_text(first + last, newline="")
+        for read in (Journal(path).lines, lambda: read_records(path), lambda: Journal(path).append({"key": "d"})):
+            with pytest.raises(UserError, match=r"results\.jsonl"):
+                read()
+        assert path.read_bytes() == (first + last).encode()
 
 
 @pytest.mark.parametrize("content", [b"notes of mine\n", b'{"loss": 1.5}\n', b"[1, 2]\n"])
