@@ -145,8 +145,8 @@ class LinearProbe(_Probe):
 
     Attributes
     ----------
-    classes_ (K,), coef_ (R, D), intercept_ (R,), n_iter_, n_features_in_
-    converged_ : bool, and certificate_ : the figures behind it (see `probes.certificate`)
+    classes_, coef_, intercept_ : arrays (K,), (R, D) and (R,); R = 1 for two classes, else K
+    converged_, certificate_ : bool, and the figures behind it (see `probekit.solver.path.ProbePath.certificates`)
     """
 
     def __init__(
@@ -274,8 +274,8 @@ class LinearProbeCV(_Probe):
 
     Attributes
     ----------
-    C_, index_ : the chosen C; at_grid_edge_ : whether it is the first or last of Cs (if so, widen the grid)
-    accuracies_, log_losses_ (folds, n_C); the refit's coef_, intercept_, converged_, certificate_ as in `LinearProbe`
+    C_, index_, at_grid_edge_ : the chosen C, its index, and whether it is the first or last of Cs (then widen the grid)
+    accuracies_, log_losses_ : on held-out rows, (folds, n_C); of the refit: coef_, converged_, ... as in `LinearProbe`
     """
 
     def __init__(
