@@ -43,11 +43,15 @@ def read(path: str, image: str | None = None, label: str | None = None, split: s
             raise UserError(
                 f"Row {number} of {file} has {len(row)} fields, but the header has {len(header)}; correct it."
             )
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
-    names = existing(str(file.parent), columns[image], path)
-    values = label_array(np.array(columns[label], str), f"The labels of {file}")
-    parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), values)} if rows else {}
-    parts, split = by_column(parts, header, columns.__getitem__, split, path, ("split",))
+
+    def values(name: str) -> list[str]:
+        place = header.index(name)
+        return [row[place] for row in rows]
+
+    names = existing(str(file.parent), values(image), path)
+    labelled = label_array(np.array(values(label), str), f"The labels of {file}")
+    parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), labelled)} if rows else {}
+    parts, split = by_column(parts, header, values, split, path, ("split",))
     about: dict[str, Any] = {"source": "CSV list", "path": path, "checksum": hash_file(file)}
     return Found(parts, about | {"columns": {"image": image, "label": label, "split": split}})
 

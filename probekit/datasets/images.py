@@ -96,6 +96,9 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with _opened(content) as image:
+            if image.format == "PNG":
+                image.verify()  # loading does not compare the checksums of the pixels
+        with _opened(content) as image:
             return pixels_of(image, name, how)
     except UserError:
         raise

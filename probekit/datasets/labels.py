@@ -156,7 +156,7 @@ def class_names(value: Any) -> tuple[str, ...] | None:
             return ", ".join(map(written, name))
         if isinstance(name, bytes):
             return name.decode(errors="replace")
-        if not isinstance(name, str | Real):
+        if not isinstance(name, str | Real) or not str(name).strip():
             raise UserError(f"classes contains {name!r}, but names are needed.")
         return str(name)
 

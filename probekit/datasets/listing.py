@@ -14,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,30 +216,30 @@ def refuse_doubles(files: Iterable[str | Path], where: str | Path) -> None:
 
 
 def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
-    """The listed files under `root`; raises `UserError` if one is missing or listed twice, under any path or link. Each
-    folder is scanned once."""
-    known: dict[str, tuple[str, dict[str, bool]]] = {}
+    """The listed files under `root`; raises `UserError` if one does not exist, is a folder or a device, or is listed
+    twice, under any path or link."""
 
-    def located(name: str) -> str | None:
-        """The path of a file with links resolved, or None if it does not exist."""
-        folder, last = os.path.split(os.path.join(root, name))
-        if folder not in known:
-            known[folder] = "", {}
-            if os.path.isdir(folder):
-                known[folder] = os.path.realpath(folder), {e.name: e.is_symlink() for e in os.scandir(folder)}
-        path, is_link = known[folder]
-        place = os.path.join(path, last)
-        return None if last not in is_link else os.path.realpath(place) if is_link[last] else place
+    def status(name: str) -> os.stat_result | None:
+        with suppress(OSError, ValueError):
+            return os.stat(os.path.join(root, name))
+        return None
 
-    if names and not located(names[0]) and located(names[0].replace("\\", "/")):
+    if names and not status(names[0]) and status(names[0].replace("\\", "/")):
         names = [name.replace("\\", "/") for name in names]
-    seen: dict[str | None, int] = {}
+    seen: dict[_Identity, int] = {}
     missing = []
     for number, name in enumerate(names):
-        place = located(name)
-        if place is None:
+        if (found := status(name)) is None:
             missing.append(name)
-        elif (first := seen.setdefault(place, number)) != number:
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(
+                f"{where} lists {name or 'no path'} in row {number} (counted from 0), which is not a file; give the "
+                "path of an image."
+            )
+        first = seen.setdefault((found.st_dev, found.st_ino), number)
+        # hard links are two files
+        if first != number and len({os.path.realpath(os.path.join(root, names[k])) for k in (first, number)}) == 1:
             also = f" (as {names[first]})" if names[first] != name else ""
             raise UserError(
                 f"{where} lists {name} in rows {first}{also} and {number} (counted from 0), so it could be in two "
@@ -283,6 +284,8 @@ def list_archive(archive: Path) -> Listing:
     ):
         check_zip(opened, archive)
         for info in opened.infolist():
+            if "\0" in info.orig_filename:  # zipfile cuts the name there
+                raise ValueError(f"the name {info.orig_filename!r} contains NUL")
             # Windows programs write backslashes, others prepend "./"
             parts = info.filename.replace("\\", "/").split("/")
             name = "/".join(part for part in parts if part not in ("", ".", ".."))

@@ -108,7 +108,9 @@ def _as_sentence(file: str | Path) -> Iterator[None]:
 
 
 def _open(file: str | Path) -> Any:
-    return library("pyarrow.parquet", "A parquet file").ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    return library("pyarrow.parquet", "A parquet file").ParquetFile(
+        file, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+    )
 
 
 def declared_features(schema: Any) -> dict[str, dict[str, Any]]:

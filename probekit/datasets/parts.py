@@ -164,6 +164,8 @@ def assemble(
         Seed for held-out parts.
     exif, value_range : see `probekit.datasets.images.Decoding`
     """
+    if found.classes is not None and not len(found.classes):
+        raise UserError(f"{where}: classes= is empty; give one name for each class, or leave it out.")
     parts = _labelled(found, where)
     without_train = f"{where} has only {' and '.join(sorted(parts))}; add a train part, or use it with --test."
     if moved := "val" in parts and "test" not in parts and (found.val_is_test or "train" not in parts):

@@ -85,7 +85,7 @@ class Split:
             taken.__dict__["image_hashes"] = self.image_hashes[chosen]
         return taken
 
-    def limit(self, size: int | None, seed: int = 0) -> "Split":
+    def limit(self, size: int | None = None, seed: int = 0) -> "Split":
         """A stratified, seeded subset of at most `size` rows (`--limit`); all rows if `size` is None."""
         check_at_least(limit=(size, 1))
         return self if size is None or size >= len(self) else self.take(stratified_subset(self.labels, size, seed))
@@ -106,7 +106,7 @@ class Split:
 
 
 class Splits(Mapping[str, Split]):
-    """Splits by name, each created on first access, so that test images are not read by accident."""
+    """Splits by name, each created on first access (all when pickled), so that test images are not read by accident."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Split]]) -> None:
         self._makers = dict(makers)
@@ -122,11 +122,18 @@ class Splits(Mapping[str, Split]):
     def __contains__(self, name: object) -> bool:
         return name in self._makers
 
+    def __reduce__(self) -> Any:
+        return _splits, (dict(self),)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
     def __len__(self) -> int:
         return len(self._makers)
+
+
+def _splits(made: dict[str, Split]) -> Splits:
+    return Splits({name: split.limit for name, split in made.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +160,9 @@ class Dataset:
 
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "everything": self.everything and self.everything().limit}
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}: {len(self.classes)} classes, splits {', '.join(self.splits)})"

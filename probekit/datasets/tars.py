@@ -13,6 +13,7 @@ import dataclasses
 import os
 import re
 import tarfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,17 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                     )
             # tarfile treats a damaged header as the end
             tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(AFTER_END).strip(b"\0"):
+            rest = tar.fileobj.read(AFTER_END)
+            if rest.strip(b"\0"):
                 raise UserError(
                     f"{file} has data after byte {tar.offset:,}, where its members end (a damaged header, or "
                     "concatenated archives); copy or pack it again."
+                )
+            if not rest:
+                warnings.warn(
+                    f"{file} ends without the zeros that mark the end of a tar file, so later samples may be missing "
+                    f"(it has {len(samples)}); copy it again.",
+                    stacklevel=6,
                 )
     return list(samples.values())
 

@@ -1,5 +1,7 @@
 """Arrays, npz, torch datasets, the user's own function."""
 
+import pickle
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -130,3 +132,23 @@ def test_own_function_by_name(tmp_path, monkeypatch):
 def test_bad_arrays_are_one_sentence(source, words):
     with pytest.raises(UserError, match=words):
         _ = load_dataset(source).splits["train"]
+
+
+@pytest.mark.parametrize("classes", [[], ["", "b"], ["a", "  "], np.array([])])
+def test_classes_without_names_are_refused(classes):
+    with pytest.raises(UserError, match=r"classes= is empty|classes contains '.*', but names are needed"):
+        load_dataset((IMAGES, LABELS), classes=classes)
+
+
+@pytest.mark.parametrize(
+    "source", [(IMAGES, LABELS), {"train": (list(IMAGES[::-1]), LABELS), "test": Torch()}, "digits"]
+)
+def test_a_pickled_data_set_comes_back_with_its_splits(source):
+    data = load_dataset(source)
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(data))))
+    assert (again.name, again.classes, again.provenance) == (data.name, data.classes, data.provenance)
+    assert [split.id for split in again.splits.values()] == [split.id for split in data.splits.values()]
+    if data.everything is None:
+        assert again.everything is None
+    else:
+        assert again.everything().id == data.everything().id

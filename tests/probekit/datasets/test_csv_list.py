@@ -130,3 +130,29 @@ def test_columns_of_one_name_are_refused_where_one_is_read(tmp_path):
     for option in ("path", "name", "root"):
         with pytest.raises(UserError, match=f"takes no option {option}"):
             load_dataset(f"{table}#{option}=x")
+
+
+def test_a_folder_in_the_place_of_an_image_is_refused_when_the_list_is_read(tmp_path):
+    place = listed(tmp_path / "d", rows("ab" * 6).replace("3.png", "3.png/../deep"))
+    (tmp_path / "d" / "3.png").unlink()
+    (tmp_path / "d" / "3.png" / "deep").mkdir(parents=True)
+    (tmp_path / "d" / "deep").mkdir()
+    with pytest.raises(UserError, match=r"lists 3\.png/\.\./deep in row 3 .*, which is not a file; give the path"):
+        load_dataset(place)
+
+
+def test_hard_links_are_two_images_and_other_paths_to_one_are_refused(tmp_path):
+    place = listed(tmp_path / "d", rows("ab" * 6))
+    (tmp_path / "d" / "3.png").unlink()
+    (tmp_path / "d" / "3.png").hardlink_to(tmp_path / "d" / "2.png")
+    assert load_dataset(place).classes == ("a", "b")
+    (tmp_path / "d" / "3.png").unlink()
+    (tmp_path / "d" / "3.png").symlink_to(tmp_path / "d" / "2.png")
+    with pytest.raises(UserError, match=r"lists 3\.png in rows 2 \(as 2\.png\) and 3"):
+        load_dataset(place)
+
+
+def test_a_table_of_very_many_columns(tmp_path):
+    more = ",".join(f"c{k}" for k in range(20_000))
+    text = rows(["a" + "," * 20_000, "b" + "," * 20_000] * 6, head=f"path,label,{more}")
+    assert load_dataset(listed(tmp_path / "d", text)).classes == ("a", "b")

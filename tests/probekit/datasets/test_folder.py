@@ -1,5 +1,6 @@
 """Image folders and zips, of every layout, against the arrays they were written from."""
 
+import io
 import json
 import pickle
 import shutil
@@ -211,3 +212,16 @@ def test_a_test_class_that_train_lacks_is_refused(tree):
     (tree[0] / "test" / "dog").rename(tree[0] / "test" / "newt")
     with pytest.raises(UserError, match="newt"):
         _ = load_dataset(tree[0]).splits["test"]
+
+
+def test_a_member_of_a_zip_whose_name_contains_nul_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for k in range(12):
+            content = io.BytesIO()
+            Image.fromarray(picture(k)).save(content, "PNG")
+            archive.writestr(f"{'ab'[k % 2]}/{k}.png", content.getvalue())
+    written = (tmp_path / "z.zip").read_bytes()
+    assert load_dataset(tmp_path / "z.zip").classes == ("a", "b")
+    (tmp_path / "z.zip").write_bytes(written.replace(b"a/4.png", b"a/\0.png"))
+    with pytest.raises(UserError, match=r"not a complete zip archive \(the name .* contains NUL\)"):
+        load_dataset(tmp_path / "z.zip")

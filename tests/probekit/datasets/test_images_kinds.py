@@ -159,3 +159,14 @@ def test_every_source_of_files_takes_the_choices_of_decoding(tmp_path, source):
     assert load_dataset(place, exif="ignore").provenance["decoding"]["exif"] == "ignore"
     with pytest.raises(UserError, match="apply to image files"):
         load_dataset((X, Y), exif="ignore")
+
+
+def test_a_png_whose_pixels_do_not_fit_their_checksum_is_refused():
+    content = io.BytesIO()
+    Image.fromarray(X[0]).save(content, "PNG", compress_level=0)
+    whole = content.getvalue()
+    place = whole.index(X[0, 0].tobytes())
+    damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    assert (decode(whole, "x.png") == X[0]).all()
+    with pytest.raises(UserError, match=r"x\.png cannot be decoded as an image .*checksum"):
+        decode(damaged, "x.png")

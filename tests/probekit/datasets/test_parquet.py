@@ -57,9 +57,11 @@ def test_paths_in_parquet_are_each_there_once(tmp_path):
     for other in ("3.png", "./3.png", str(tmp_path / "d" / "3.png"), "link.png"):
         with pytest.raises(UserError, match=r"in rows 3 .*and 11"):
             load([*names[:11], other])
-    for other in ("12.png", None, "a\0/3.png", "x" * 5000):
+    for other in ("12.png", "a\0/3.png", "x" * 5000):
         with pytest.raises(UserError, match="which does not exist; give paths"):
             load([*names[:11], other])
+    with pytest.raises(UserError, match=r"in row 11 .*, which is not a file; give the path of an image"):
+        load([*names[:11], None])
 
 
 def test_a_range_with_a_missing_file_is_refused(tmp_path):
@@ -97,3 +99,18 @@ def test_the_file_of_an_image_that_no_path_can_have_or_that_is_gone(tmp_path, pa
     parquet.write_table(rows, tmp_path / "s.parquet")
     with pytest.raises(UserError, match=words):
         load_dataset(tmp_path / "s.parquet").splits["train"].images(0, 1)
+
+
+def test_a_page_that_does_not_fit_its_checksum_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    table = pyarrow.table({"image": [content] * 12, "label": [f"cat{k % 2}" for k in range(12)]})
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": False}
+    parquet.write_table(table, tmp_path / "p.parquet", write_page_checksum=True, **options)
+    written = (tmp_path / "p.parquet").read_bytes()
+    assert load_dataset(tmp_path / "p.parquet").classes == ("cat0", "cat1")
+    (tmp_path / "p.parquet").write_bytes(written.replace(b"cat1", b"cow1", 1))
+    with pytest.raises(UserError, match=r"not a complete parquet file .*CRC"):
+        load_dataset(tmp_path / "p.parquet")

@@ -108,3 +108,20 @@ def test_members_that_name_a_folder_above_are_read(tmp_path, kind):
     data = load_dataset(file)
     assert sum(len(data[split]) for split in data.splits) == 12  # a part of them was left out without a word before
     assert len(data["train"].images(0, 1)) == 1
+
+
+def test_a_tar_that_ends_between_two_members_without_its_end_is_said(tmp_path):
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for k in range(24):
+            for name, data in ((f"{k}.png", content), (f"{k}.cls", str(k % 2).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        end = tar.offset
+    whole = (tmp_path / "t.tar").read_bytes()
+    (tmp_path / "t.tar").write_bytes(whole[: end // 2])
+    with pytest.warns(UserWarning, match=r"ends without the zeros .* may be missing \(it has 12\)"):
+        load_dataset(tmp_path / "t.tar")
+    (tmp_path / "t.tar").write_bytes(whole[: end + 512])
+    assert sum(map(len, load_dataset(tmp_path / "t.tar").splits.values())) == 24
