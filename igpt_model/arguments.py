@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from igpt_model.checked_json import short
 from igpt_model.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
         return value.item()
     if not _fits(value, hint):
         plain = value is None or isinstance(value, str | int | float | bytes)
-        shown = _short(value) if plain else f"of type {type(value).__name__}"
+        shown = short(value) if plain else f"of type {type(value).__name__}"
         raise WrongType(f"{name} is {shown}; {where} expected {_named(hint)}.")
     return _as_list(value, hint)
 
@@ -111,9 +112,7 @@ def _check_path(name: str, path: Any, where: str) -> None:
     except UnicodeEncodeError:
         parts = [b"\0"]
     if any(b"\0" in part or len(part) > 255 for part in parts) or sum(map(len, parts)) + len(parts) > 4096:
-        raise UserError(
-            f"{name} is {_short(os.fspath(path))}, too long for a path or no text; {where} expected a path."
-        )
+        raise UserError(f"{name} is {short(os.fspath(path))}, too long for a path or no text; {where} expected a path.")
 
 
 def _as_list(value: Any, hint: Any) -> Any:
@@ -265,10 +264,3 @@ def _several(words: str) -> str:
     """The plural of words of `_named`: "a number or a text" is "numbers or texts"."""
     each = [word.partition(" ")[2] if word.startswith(("a ", "an ")) else word for word in words.split(" or ")]
     return " or ".join(f"{word}s" if word.removeprefix("whole ").isalpha() else word for word in each)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, int) and abs(value) > 1 << 53:
-        return "a number of more than 53 bits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

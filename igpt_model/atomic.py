@@ -14,6 +14,8 @@ from typing import Any
 from igpt_model.errors import UserError
 from igpt_model.locks import WAIT_SECONDS, open_lock_file, try_lock
 
+LONGEST_NAME = 255 - len("..partial")  # bytes; 255 is the limit of Linux's file systems
+
 
 def sync(path: Path) -> None:
     """Flush a file or a folder to disk."""
@@ -30,8 +32,9 @@ def check_target(path: str | Path) -> None:
     Raises
     ------
     UserError
-        `path` is one of these.
+        `path` is one of these, or its name leaves no room for that of its partial file.
     """
+    _check_name(path)
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -43,6 +46,13 @@ def check_target(path: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise UserError(f"{path} is {kind}, which cannot be replaced by a file; give another name.")
+
+
+def _check_name(path: str | Path) -> None:
+    """Raise if the name of a file or folder is so long that `.NAME.partial` could not be created beside it."""
+    length = len(os.path.basename(path).encode(errors="replace"))
+    if length > LONGEST_NAME:
+        raise UserError(f"{str(path)!r} has a name of {length} bytes; give one of at most {LONGEST_NAME}.")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -127,6 +137,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         Another process is writing the same folder, or `target` already exists with different contents.
     """
     target = Path(os.path.abspath(target))
+    _check_name(target)
     if not target.name:
         raise UserError(f"{target} already exists; give a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)

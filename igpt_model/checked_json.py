@@ -190,14 +190,12 @@ def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
                 return None
             # report the problem inside the alternative of the same type
             problem = problem or (found if type(value) is type(option) else None)
-        return problem or f"{name} is {_short(value)}, expected {_named(schema)}"
+        return problem or f"{name} is {short(value)}, expected {_named(schema)}"
     if isinstance(schema, dict):
         if not isinstance(value, dict):
-            return f"{name} is {_short(value)}, expected an object"
+            return f"{name} is {short(value)}, expected an object"
         if set(schema) == {str}:
-            return _first(
-                mismatch(item, schema[str], f"{key}.{_short(k, 40)}".lstrip(".")) for k, item in value.items()
-            )
+            return _first(mismatch(item, schema[str], f"{key}.{short(k, 40)}".lstrip(".")) for k, item in value.items())
         for field, inner in schema.items():
             given = field.removesuffix("?")
             if given not in value:
@@ -210,9 +208,9 @@ def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
         return None
     if isinstance(schema, list):
         if not isinstance(value, list):
-            return f"{name} is {_short(value)}, expected a list"
+            return f"{name} is {short(value)}, expected a list"
         return _first(mismatch(item, schema[0], f"{key}[{index}]") for index, item in enumerate(value))
-    return None if _agrees(value, schema) else f"{name} is {_short(value)}, expected {_named(schema)}"
+    return None if _agrees(value, schema) else f"{name} is {short(value)}, expected {_named(schema)}"
 
 
 def _agrees(value: Any, schema: Any) -> bool:
@@ -226,8 +224,6 @@ def _agrees(value: Any, schema: Any) -> bool:
     if isinstance(schema, Text):
         good = isinstance(value, str) and len(value) <= schema.most and "\0" not in value
         return good and (not schema.file_name or is_file_name(value))
-    if schema is int:
-        return isinstance(value, int) and number and abs(value) <= _BIGGEST
     if isinstance(schema, type):
         return isinstance(value, schema)
     return type(value) is type(schema) and value == schema
@@ -250,7 +246,8 @@ def _first(problems: Any) -> str | None:
     return next((problem for problem in problems if problem), None)
 
 
-def _short(value: Any, most: int = 60) -> str:
+def short(value: Any, most: int = 60) -> str:
+    """Return a value for use in a message: a plain one as Python writes it, abbreviated."""
     if isinstance(value, int) and abs(value) > _BIGGEST:
         return "a number of more than 53 bits"
     text = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
@@ -264,7 +261,7 @@ def _named(schema: Any) -> str:
         return "an object"
     if isinstance(schema, list):
         return "a list"
-    plain = {str: "a text", int: str(Int()), float: "a finite number", bool: "true or false", dict: "an object"}
+    plain = {str: "a text", float: "a finite number", bool: "true or false", dict: "an object"}
     plain[list] = "a list"
     if isinstance(schema, type):
         return plain[schema]

@@ -10,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from igpt_model.arguments import checked, plain_array
 from igpt_model.checked_json import Int, Real, mismatch
 from igpt_model.errors import UserError
-from igpt_model.features import pool
-from igpt_model.images import ImageTransform
+from igpt_model.features import checked_tokens, pool
+from igpt_model.images import MAX_RESOLUTION, ImageTransform
 from igpt_model.model import IGPT, Linear
 from igpt_model.objectives import draw_masks, loss_of_state
 from igpt_model.palette import Palette
+from igpt_model.ranges import Range, check_at_least, check_range
 from igpt_model.training.checkpoint import (
     HEAD,
     list_checkpoints,
@@ -37,6 +40,7 @@ class Classifier(nn.Module):
     `layer` is k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
     """
 
+    @checked
     def __init__(self, igpt: IGPT, n_classes: int, layer: int = -1) -> None:
         super().__init__()
         if not -1 <= layer <= igpt.L:
@@ -70,10 +74,11 @@ class Classifier(nn.Module):
 
 
 @torch.no_grad()
+@checked
 def predict_proba(
     classifier: Classifier,
-    tokens_NT: np.ndarray,
-    row_ids_N: np.ndarray | None = None,
+    tokens_NT: ArrayLike | Tensor,
+    row_ids_N: ArrayLike | None = None,
     n_masks: int = 1,
     seed: int = 0,
     batch_size: int = 128,
@@ -88,14 +93,16 @@ def predict_proba(
     n_masks : int
         BERT only: independent masks per image (5 in the paper). For an autoregressive model M = 1.
     """
-    if n_masks < 1:
-        raise UserError(f"n_masks is {n_masks}; give at least 1.")
+    check_at_least(n_masks=(n_masks, 1), batch_size=(batch_size, 1))
     config, device = classifier.igpt.config, classifier.clf.weight.device
-    rows = np.arange(len(tokens_NT)) if row_ids_N is None else np.asarray(row_ids_N)
+    tokens_NT = checked_tokens(tokens_NT, config.vocab_size)
+    rows = np.arange(len(tokens_NT)) if row_ids_N is None else plain_array(row_ids_N, "row ids")
+    if rows.shape != (len(tokens_NT),):
+        raise UserError(f"The row ids have shape {rows.shape}; give one for each of {len(tokens_NT)} images.")
     proba = np.empty((1 if config.causal else n_masks, len(tokens_NT), len(classifier.clf.weight)), np.float32)
     for start in range(0, len(tokens_NT), batch_size):
         part = slice(start, start + batch_size)
-        tokens = torch.from_numpy(np.asarray(tokens_NT[part]).astype(np.int64)).to(device)
+        tokens = tokens_NT[part].to(device)
         for m in range(len(proba)):
             mask = None
             if not config.causal:
@@ -104,12 +111,14 @@ def predict_proba(
     return proba
 
 
+@checked
 def at_resolution(model: IGPT, resolution: int) -> IGPT:
     """Return a copy of the model for images of a different size, with its table of positions resized like an image.
 
     Position t belongs to pixel t (for an autoregressive model, to the predicted pixel), so the table is a grid of P x P
     vectors, which is interpolated bilinearly. This is not in the paper, which pre-trains at each resolution.
     """
+    check_range("resolution", resolution, Range(1, MAX_RESOLUTION))
     side, state = model.config.side, dict(model.state_dict())
     if side != resolution:
         grid_DPP = state["wpe.weight"].T.reshape(1, -1, side, side)
@@ -136,6 +145,7 @@ class FineTuned:
         return predict_proba(self.classifier, self.palette.encode(prepared), **options).mean(0)
 
 
+@checked
 def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> FineTuned:
     """Load the checkpoint of a fine-tuning run with the best validation accuracy (the earliest of equals).
 
@@ -144,11 +154,9 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
     UserError
         The folder contains no fine-tuning run.
     """
-    scored = [(read_accuracy(folder), folder) for folder in list_checkpoints(run_dir)]
-    # `max` returns the first of equals
-    best = max(
-        ((value, folder) for value, folder in scored if value is not None), key=lambda pair: pair[0], default=None
-    )
+    read = ((read_accuracy(folder), folder) for folder in list_checkpoints(run_dir))
+    scored = [(value, folder) for value, folder in read if value is not None]
+    best = max(scored, key=lambda pair: pair[0], default=None)  # the first of equals
     if best is None:
         raise UserError(f"{run_dir} contains no fine-tuned classifier; make one with `probekit finetune`.")
     loaded = load_checkpoint(best[1], device)

@@ -1,6 +1,7 @@
 """Differences between the settings stored in a file or folder and those of the current call."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def claim(
         try:
             there = read_json(path, dict) if path.exists() else {}
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; restore it, or give another --out.") from None
+            # without advice on what to give, because the file is one of ours
+            problem = re.sub(r"; [^;()']*$|\.$", "", str(error))
+            raise UserError(f"{problem}; restore it, or give another --out.") from None
         if not begun(there):
             write_json(path, as_json(settings))
             return {}
@@ -71,11 +74,13 @@ def claim(
         raise UserError(
             f"The folder {path.parent} cannot be written or read ({error.strerror}); give another --out."
         ) from error
-    if differing := differ(there, settings, free):
+    found = changes(there, settings)
+    if found.keys() - set(free):
         raise UserError(
-            f"{path.parent} contains {what} with different settings ({differing}); use those or another --out."
+            f"{path.parent} contains {what} with different settings ({differ(there, settings, free)}); use those or "
+            "another --out."
         )
-    return {name: new for name, (_, new) in changes(there, settings).items()}
+    return {name: new for name, (_, new) in found.items()}
 
 
 def _short(*values: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from igpt_model import inference
@@ -18,7 +19,7 @@ from igpt_model.arguments import checked, plain_array
 from igpt_model.config import ModelConfig
 from igpt_model.devices import is_plain, send
 from igpt_model.errors import UserError
-from igpt_model.model import IGPT, NORM_EPS
+from igpt_model.model import IGPT, NORM_EPS, check_mask
 
 
 def layer_names(config: ModelConfig) -> tuple[str, ...]:
@@ -68,15 +69,10 @@ def encode(
         Only these, shallow to deep; nothing deeper than the last of them is computed.
     """
     device = model.wte.weight.device
-    tokens_BT = _tensor(tokens_BT, "tokens")
-    _check_tokens(tokens_BT, model.config.vocab_size)
-    tokens_BT = tokens_BT.to(device)
-    mask_BT = None if mask_BT is None else _tensor(mask_BT, "the mask").to(device)
-    if mask_BT is not None and (mask_BT.shape != tokens_BT.shape or mask_BT.dtype != torch.bool):
-        raise UserError(
-            f"The mask is {mask_BT.dtype} {tuple(mask_BT.shape)}; expected bool {tuple(tokens_BT.shape)}, "
-            "True where a pixel is hidden."
-        )
+    tokens_BT = checked_tokens(tokens_BT, model.config.vocab_size).to(device)
+    if mask_BT is not None:
+        mask_BT = _tensor(mask_BT, "the mask").to(device)
+        check_mask(mask_BT, tokens_BT)
     wanted = range(model.L + 1) if layers is None else sorted(layers)
     if not wanted or not 0 <= wanted[0] <= wanted[-1] <= model.L:
         raise UserError(f"layers are {list(wanted)}, but the model has layers 0 to {model.L}; give at least one.")
@@ -99,13 +95,15 @@ def encode(
     return list(pooled.values())
 
 
-def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
+def _tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
     if not is_plain(values):
         values = send(plain_array(values, what), torch.device("cpu"))
     return values
 
 
-def _check_tokens(tokens_BT: Tensor, n_colours: int) -> None:
+def checked_tokens(values: ArrayLike | Tensor, n_colours: int) -> Tensor:
+    """Return tokens (B, T) as a tensor; `UserError` if they are not indices of a palette of `n_colours`."""
+    tokens_BT = _tensor(values, "tokens")
     whole = not (tokens_BT.is_floating_point() or tokens_BT.dtype == torch.bool)
     if not whole or tokens_BT.ndim != 2 or not tokens_BT.shape[1]:
         raise UserError(
@@ -117,3 +115,4 @@ def _check_tokens(tokens_BT: Tensor, n_colours: int) -> None:
             raise UserError(
                 f"Tokens run from {low} to {high}, but the model has {n_colours} colours, 0 to {n_colours - 1}."
             )
+    return tokens_BT

@@ -63,7 +63,7 @@ def open_lock_file(path: Path) -> int:
     Raises
     ------
     UserError
-        It is not a regular file.
+        It is not a regular file, or its folder was removed.
     OSError
         It cannot be opened.
     """
@@ -72,6 +72,8 @@ def open_lock_file(path: Path) -> int:
         # O_NONBLOCK and O_NOFOLLOW: never block, and never open a file elsewhere for writing
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} was removed while it was in use; run the same command again.") from None
     except OSError as error:
         raise other if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) else error from None
     found = os.fstat(descriptor)

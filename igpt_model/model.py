@@ -8,6 +8,7 @@ root-mean-square norm with a gain and nothing else; no linear layer has a bias; 
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,15 @@ from igpt_model.ranges import SEED, check_range
 
 NORM_EPS = 1e-5
 GELU_SLOPE = 1.702
+
+
+def check_mask(mask_BT: Any, tokens_BT: Tensor) -> None:
+    """Raise for a mask that is not a bool tensor of the tokens' shape."""
+    if not isinstance(mask_BT, Tensor) or mask_BT.dtype != torch.bool or mask_BT.shape != tokens_BT.shape:
+        given = f"{getattr(mask_BT, 'dtype', type(mask_BT).__name__)} {tuple(getattr(mask_BT, 'shape', ()))}"
+        raise UserError(
+            f"The mask is {given}; expected a bool tensor {tuple(tokens_BT.shape)}, True where a pixel is hidden."
+        )
 
 
 class Linear(nn.Linear):
@@ -209,6 +219,7 @@ class IGPT(nn.Module):
         else:
             content = self.wte(tokens_BT.long())
             if mask_BT is not None:
+                check_mask(mask_BT, tokens_BT)
                 content = content.masked_fill(mask_BT[..., None], 0)
         return content + self.wpe.weight[:n_positions]
 

@@ -9,8 +9,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from igpt_model.arguments import checked, plain_array
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
+from igpt_model.ranges import Range, check_range
 
 
 def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -34,6 +36,7 @@ def loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tenso
     return loss_of_state(model, model.last_state(tokens_BT, mask_BT), tokens_BT, mask_BT)
 
 
+@checked
 def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> Tensor:
     """Draw one mask per row: each position is hidden independently with probability `prob`, but at least one is.
 
@@ -51,11 +54,10 @@ def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> T
     bool tensor (B, n_positions)
         An empty row is drawn again, so the distribution is the independent one conditional on not being empty.
     """
-    if not 0 < prob <= 1 or n_positions < 1:
-        raise UserError(f"n_positions is {n_positions} and prob is {prob}; give n_positions >= 1 and 0 < prob <= 1.")
-    keys_BK = np.asarray(keys_B, dtype=np.int64).view(np.uint64)
-    if keys_BK.ndim == 1:
-        keys_BK = keys_BK[:, None]
+    check_range("n_positions", n_positions, Range(1, 4096**2))
+    check_range("prob", prob, Range(0, 1, above=True))
+    keys = _whole(keys_B, "keys")
+    keys_BK = (keys[:, None] if keys.ndim == 1 else keys).view(np.uint64)
     state_B = np.full(len(keys_BK), seed % 2**64, dtype=np.uint64)
     for key_B in keys_BK.T:
         state_B = _scramble(_scramble(state_B) ^ key_B)
@@ -69,9 +71,17 @@ def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> T
     return torch.from_numpy(mask_BT)
 
 
+def _whole(values: ArrayLike, what: str) -> np.ndarray:
+    array = plain_array(values, what)
+    if array.ndim not in (1, 2) or (array.size and array.dtype.kind not in "iu"):
+        raise UserError(f"The {what} are {array.dtype} {array.shape}; give integers, a row for each image.")
+    return array.astype(np.int64)
+
+
 _TIES = 3  # a stream of randomness of its own under one seed
 
 
+@checked
 def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.ndarray:
     """Return each image's most frequent prediction (N,); ties are broken at random from (seed, the image's key).
 
@@ -82,7 +92,8 @@ def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.
     keys_N : integers (N,)
         Row ids; the result for a row does not depend on other rows or their order.
     """
-    predicted_MN, keys_N = np.asarray(predicted_MN), np.asarray(keys_N, dtype=np.int64)
+    check_range("seed", seed, Range(0))
+    predicted_MN, keys_N = plain_array(predicted_MN, "predictions"), _whole(keys_N, "row ids")
     if predicted_MN.ndim != 2 or predicted_MN.shape[1:] != keys_N.shape or len(predicted_MN) == 0:
         raise UserError(
             f"Predictions have shape {predicted_MN.shape} and row ids {keys_N.shape}; give (masks, images) and "

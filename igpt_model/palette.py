@@ -13,6 +13,7 @@ from igpt_model.arguments import checked, plain_array
 from igpt_model.atomic import write_bytes
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
+from igpt_model.ranges import Range, check_at_least, check_range
 from igpt_model.whole_files import load_npy
 
 _SAMPLE = 1 << 17  # pixels for k-means; on CIFAR-10 twice or half as many change the error by 1 %, as the seed does
@@ -80,6 +81,8 @@ class Palette:
         images : uint8 array (N, H, W, 3) or a list of (H, W, 3)
         n_colours : int
             Number of colours V; 512 is the paper's 9 bits.
+        seed : int
+            Of the pixels that are drawn and of k-means.
         sample : int
             Number of pixels drawn without replacement, if there are more. The paper does not state its number.
 
@@ -90,6 +93,8 @@ class Palette:
         """
         if not 1 <= n_colours <= 1 << 16:
             raise UserError(f"n_colours is {n_colours}; give a number from 1 to 65536.")
+        check_at_least(sample=(sample, 1))
+        check_range("seed", seed, Range(0))
         packed, counts = _count_colours(images, n_colours, seed, sample)
         colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], 1).astype(np.uint8)
         if len(colours) <= n_colours:
@@ -259,16 +264,16 @@ def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct colours (packed RGB) and their counts, in all images if there are few colours, else in the sample."""
     rng = np.random.default_rng([seed, 511])
-    if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+    listed = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+    if not listed or getattr(images, "ndim", 1) == 0:
         raise UserError(f"images is of type {type(images).__name__}; give an array of uint8 RGB images.")
     several = [images] if isinstance(images, np.ndarray) else images
     given = [plain_array(image, "an image of a palette") for image in several]
-    if not given or any(image.dtype != np.uint8 or image.shape[-1:] != (3,) for image in given):
+    pictures = all(image.dtype == np.uint8 and image.shape[-1:] == (3,) for image in given)
+    if not pictures or not sum(image.size for image in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     place = np.array([1 << 16, 1 << 8, 1], np.int32)
     packed = np.concatenate([image.reshape(-1, 3).astype(np.int32) @ place for image in given])
-    if len(packed) == 0:
-        raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     counts = np.bincount(packed)
     if np.count_nonzero(counts) > n_colours and len(packed) > sample:
         drawn = np.bincount(packed[rng.choice(len(packed), sample, replace=False, shuffle=False)])

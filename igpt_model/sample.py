@@ -5,12 +5,15 @@ Letters: N images, T positions, H heads, E head width, D width, V palette colour
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from igpt_model.arguments import checked, plain_array
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
+from igpt_model.ranges import NOT_NEGATIVE, Range, check_at_least, check_range
 
 CACHE_BYTES = 2 << 30  # cache size that is assumed to fit in any machine's memory, see `images_at_once`
 
@@ -59,13 +62,14 @@ def images_at_once(config: ModelConfig) -> int:
 
 
 @torch.no_grad()
+@checked
 def sample(
     model: IGPT,
     n: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
-    prefix_tokens: Tensor | np.ndarray | None = None,
+    prefix_tokens: ArrayLike | Tensor | None = None,
     at_once: int | None = None,
 ) -> Tensor:
     """Sample `n` images from an autoregressive model, or complete given upper parts.
@@ -93,26 +97,23 @@ def sample(
     config, device = model.config, model.wte.weight.device
     if not config.causal:
         raise UserError("A BERT model cannot sample images pixel by pixel; use an autoregressive model.")
-    if n < 1 or not temperature >= 0 or seed < 0 or (top_k is not None and top_k < 1):
-        raise UserError(
-            f"n = {n}, temperature = {temperature}, top_k = {top_k}, seed = {seed}; give n >= 1, temperature >= 0, "
-            "top_k >= 1, seed >= 0."
-        )
-    if at_once is not None and at_once < 1:
-        raise UserError(f"at_once is {at_once}; give at least 1.")
+    check_at_least(n=(n, 1), top_k=(top_k, 1), at_once=(at_once, 1))
+    check_range("temperature", temperature, NOT_NEGATIVE)
+    check_range("seed", seed, Range(0))
     tokens_NT = torch.zeros(n, config.n_positions, dtype=torch.long, device=device)
     n_given = 0
     if prefix_tokens is not None:
-        prefix = torch.as_tensor(prefix_tokens, device=device).long()
-        n_given = prefix.shape[-1]
+        prefix = plain_array(prefix_tokens, "the prefix")
+        n_given = prefix.shape[-1] if prefix.ndim else 0
         if n_given > config.n_positions or prefix.shape not in {(n_given,), (n, n_given)}:
             raise UserError(
-                f"The prefix has shape {tuple(prefix.shape)} for {n} images of {config.n_positions} pixels; "
+                f"The prefix has shape {prefix.shape} for {n} images of {config.n_positions} pixels; "
                 "give (P,) or (n, P) with P at most the image's pixels."
             )
-        if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
-            raise UserError(f"The prefix contains invalid colours; give 0 to {config.vocab_size - 1}.")
-        tokens_NT[:, :n_given] = prefix
+        valid = prefix.dtype.kind in "iu" and 0 <= prefix.min(initial=0) <= prefix.max(initial=0) < config.vocab_size
+        if prefix.size and not valid:
+            raise UserError(f"The prefix contains invalid colours; give integers from 0 to {config.vocab_size - 1}.")
+        tokens_NT[:, :n_given] = torch.from_numpy(prefix.astype(np.int64))
     size = at_once or images_at_once(config)
     for start in range(0, n, size):
         part_NT = tokens_NT[start : start + size]

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from igpt_model.arguments import checked
 from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Real, Text, read_json
 from igpt_model.config import ModelConfig
 from igpt_model.devices import is_plain
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError, explained, first_line
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
@@ -63,9 +64,13 @@ def from_huggingface(hf_model: Any) -> IGPT:
     UserError
         The model differs from iGPT, for example in its activation.
     """
-    return _from_state(hf_model.state_dict(), hf_model.config.to_dict(), type(hf_model).__name__)
+    name = type(hf_model).__name__
+    with explained(f"A {name} was given, not a Hugging Face ImageGPT model", "", AttributeError):
+        state, config = hf_model.state_dict(), hf_model.config.to_dict()
+    return _from_state(state, config, name)
 
 
+@checked
 def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     """Return the same model as a `transformers.ImageGPTForCausalImageModeling` in evaluation mode.
 
@@ -93,6 +98,7 @@ def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     return hf_model.eval()
 
 
+@checked
 def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, ImageTransform | None]:
     """Read a folder written by Hugging Face's `save_pretrained`, without transformers.
 
@@ -125,6 +131,7 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
     return model, palette, ImageTransform(model.config.side, kernel)
 
 
+@checked
 def to_pretrained_folder(
     path: str | Path, model: IGPT, palette: Palette | None = None, transform: ImageTransform | None = None
 ) -> None:

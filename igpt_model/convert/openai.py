@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.convert.tensor_bundle import bundle_prefix, read_bundle
 from igpt_model.errors import UserError, explained
@@ -27,6 +28,7 @@ after 1,000,000 steps (README of github.com/openai/image-gpt)."""
 _NOT_WEIGHTS = ("adam", "global_step", "clf/", "beta1_power", "beta2_power")
 
 
+@checked
 def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGPT:
     """Build the IGPT that is equivalent to the released code with these variables.
 
@@ -75,6 +77,7 @@ def _from_variables(found: dict[str, np.ndarray], causal: bool) -> IGPT:
     return IGPT.from_state(config, tensors, "The variables")
 
 
+@checked
 def from_openai_checkpoint(
     path: str | Path, palette_file: str | Path | None = None, causal: bool = True
 ) -> tuple[IGPT, Palette | None, ImageTransform]:

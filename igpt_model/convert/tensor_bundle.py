@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import read_bytes
 from igpt_model.errors import UserError
 
@@ -57,6 +58,7 @@ def masked_crc(content: bytes | bytearray) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+@checked
 def bundle_prefix(path: str | Path) -> Path:
     """Return the prefix of a bundle given by its prefix, its `.index` file, or a folder with a single bundle."""
     path = Path(path)
@@ -74,6 +76,7 @@ def bundle_prefix(path: str | Path) -> Path:
     return prefix
 
 
+@checked
 def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
     """Return the number of data files and every tensor's entry by name."""
     path = Path(f"{prefix}.index")
@@ -106,6 +109,7 @@ def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
         raise DamagedBundle(f"{path} cannot be read as a TensorFlow index ({error!r}); download it again.") from error
 
 
+@checked
 def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """Return the wanted tensors of a TensorFlow checkpoint, each checked against its checksum.
 

@@ -123,7 +123,7 @@ def encode_data(
 ) -> TrainingData:
     """Encode the images of both splits; `labels` are `train_labels` and `val_labels`, if any."""
     train, val = encode_all(train_images, palette), encode_all(val_images, palette)
-    arrays = {name: np.asarray(values, np.int64) for name, values in labels.items()}
+    arrays = {name: plain_array(values, name).astype(np.int64) for name, values in labels.items()}
     found = hash_arrays({"train": train, "val": val, **dict(zip("yv", arrays.values(), strict=False))})
     return TrainingData(training_tokens(train_images, palette, transform, train), val, found, **arrays)
 
@@ -138,8 +138,9 @@ def check_images(name: str, images: Any, resolution: int) -> None:
     """Raise for an empty set of images, or images that are not uint8 (P, P, 3)."""
     sparse = (isinstance(images, torch.Tensor) and not is_plain(images)) or hasattr(images, "nnz")
     indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
-    if sparse or not indexed or isinstance(images, str | bytes | list):
-        raise UserError(f"The {name} images are a {type(images).__name__}; give a dense uint8 array (N, P, P, 3).")
+    if sparse or not indexed or getattr(images, "ndim", 4) != 4 or isinstance(images, str | bytes | list | tuple):
+        given = f"{type(images).__name__} {tuple(getattr(images, 'shape', ()))}".removesuffix(" ()")
+        raise UserError(f"The {name} images are a {given}; give a dense uint8 array (N, P, P, 3).")
     if len(images) == 0:
         raise UserError(f"There are no {name} images; give at least one.")
     first = plain_array(images[np.arange(1)], f"the {name} images")

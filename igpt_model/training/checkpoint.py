@@ -22,9 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from igpt_model.arguments import checked
 from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Text, open_regular, read_json
 from igpt_model.config import ModelConfig
+from igpt_model.devices import find_device
 from igpt_model.errors import UserError, first_line
 from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
@@ -133,12 +135,14 @@ def save_checkpoint(
     return folder
 
 
+@checked
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Return the run's checkpoint folders, oldest first, including damaged ones."""
     folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
     return sorted((f for f in folders if re.fullmatch("[0-9]{1,15}", f.name) and f.is_dir()), key=lambda f: int(f.name))
 
 
+@checked
 def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     """Return the folder of a run's newest checkpoint, or of the one of `step`, checked as by `check_latest`."""
     path = check_latest(run_dir, step).path
@@ -146,6 +150,7 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     return path
 
 
+@checked
 def check_latest(run_dir: str | Path, step: int | None = None) -> Checkpoint:
     """Check the newest checkpoint of a run, or the one of `step`; return all of it but the weights.
 
@@ -192,6 +197,7 @@ def newest_good(run_dir: str | Path, trainer: Any = dict) -> tuple[Checkpoint | 
     return None, events
 
 
+@checked
 def load_checkpoint(source: str | Path | Checkpoint, device: str | torch.device = "cpu") -> Checkpoint:
     """Load a checkpoint's model (in evaluation mode), palette and transform.
 
@@ -210,7 +216,7 @@ def load_checkpoint(source: str | Path | Checkpoint, device: str | torch.device 
         found = check_latest(folder) if is_run else check_checkpoint(folder)
     state = read_weights(found)
     found.weights_hash = found.provenance["weights_hash"] = found.weights_hash or hash_arrays(state)
-    found.model = IGPT.from_state(found.config, state, str(found.path)).to(device).eval()
+    found.model = IGPT.from_state(found.config, state, str(found.path)).to(find_device(device)).eval()
     return found
 
 
@@ -225,6 +231,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return state
 
 
+@checked
 def consolidate(source: str | Path, target: str | Path) -> Path:
     """Write a sharded checkpoint (or a run's newest) as a new one with a single weights file, without optimiser."""
     loaded = load_checkpoint(source)
@@ -258,6 +265,7 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     return removed
 
 
+@checked
 def check_checkpoint(folder: str | Path, trainer: Any = None) -> Checkpoint:
     """Compare every file with the manifest, and the files with one another; return all but the weights.
 

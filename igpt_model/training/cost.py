@@ -13,10 +13,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.devices import cpu_threads, find_device
 from igpt_model.model import IGPT
 from igpt_model.process_group import Ranks
+from igpt_model.ranges import NOT_NEGATIVE, POSITIVE, check_at_least, check_range
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.engine import Engine
 
@@ -36,6 +38,7 @@ class TrainingCost:
     note: str  # how the rate is known, "" where whole updates were timed
 
 
+@checked
 def training_cost(
     config: TrainConfig, val_images: int = 0, ranks: int = 1, seconds: float = 4.0, rate: float | None = None
 ) -> TrainingCost:
@@ -44,6 +47,9 @@ def training_cost(
     With `rate`, the FLOP/s that each rank will reach on another machine, updates are counted, not timed. Exchanging
     gradients among `ranks` processes is not counted.
     """
+    check_at_least(ranks=(ranks, 1), val_images=(val_images, 0))
+    check_range("seconds", seconds, NOT_NEGATIVE)
+    check_range("rate", rate, POSITIVE)
     model, images = config.model_config, math.ceil(config.batch_size / ranks)
     if rate is None:
         rate, note = _update_rate(config, images, seconds)

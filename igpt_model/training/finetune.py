@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igpt_model.arguments import checked
+from igpt_model.arguments import checked, plain_array
 from igpt_model.checked_json import Int, Real
 from igpt_model.classifier import Classifier, at_resolution, predict_proba
 from igpt_model.devices import find_device
@@ -222,7 +222,7 @@ class Finetuning(Run):
 
 
 def _check_labels(name: str, part: Labelled, n_classes: int) -> None:
-    labels = np.asarray(part.labels)
+    labels = plain_array(part.labels, f"the {name} labels")
     fits = labels.shape == (len(part.images),) and labels.dtype.kind in "iu"
     if not fits or labels.min() < 0 or labels.max() >= n_classes:
         raise UserError(

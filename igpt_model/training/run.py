@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_model.checked_json import check_json
 from igpt_model.devices import cpu_threads
 from igpt_model.differences import differ
 from igpt_model.errors import UserError
@@ -56,6 +57,7 @@ def records_of(
 
     Settings named in `free` may differ from those that the run in `out` was started with.
     """
+    check_json(run_config, "The description of the run (data_provenance)")
     with ExitStack() as held:
         ranks.once(lambda: held.enter_context(run_lock(out)))
         held.enter_context(cpu_threads(threads))

@@ -1,5 +1,6 @@
 """`probekit convert`: weights from OpenAI or Hugging Face to a run folder, and from a run to Hugging Face's format."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
     from igpt_model.training.checkpoint import load_checkpoint
     from probekit.encoders.igpt import find_checkpoint
 
+    if os.path.lexists(target) and not any((target / name).exists() for name in ("config.json", "checkpoints")):
+        raise UserError(f"{target} already exists and is not a converted model; give a new folder.")
     folder = Path(source)
     if folder.suffix == ".index" or Path(f"{source}.index").is_file() or next(folder.glob("*.index"), None):
         model, colours, transform = from_openai_checkpoint(folder, palette, causal=not bert)

@@ -67,25 +67,21 @@ class Journal:
         and is synced before this returns.
         """
         payload = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        with file_lock(self._lock):
-            # as for lock files, links are not followed, and opening a pipe must not block
-            descriptor = open_lock_file(self.path)
+        # as for lock files, links are not followed, and opening a pipe must not block
+        with file_lock(self._lock), open(open_lock_file(self.path), "r+b", buffering=0) as file:
+            content = file.read()
+            end = self._take(content)
+            if line["key"] in self._lines:
+                return False
+            file.truncate(end)
+            file.seek(end)
             try:
-                content = _read_all(descriptor)
-                end = self._take(content)
-                if line["key"] in self._lines:
-                    return False
-                os.ftruncate(descriptor, end)
-                os.lseek(descriptor, end, os.SEEK_SET)
-                try:
-                    # an editor may have removed the last newline
-                    write_all(descriptor, payload if content[:end][-1:] in (b"", b"\n") else b"\n" + payload)
-                except OSError as error:
-                    os.ftruncate(descriptor, end)
-                    raise OSError(error.errno, error.strerror, str(self.path)) from None
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                # an editor may have removed the last newline
+                write_all(file.fileno(), payload if content[:end][-1:] in (b"", b"\n") else b"\n" + payload)
+            except OSError as error:
+                file.truncate(end)
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+            os.fsync(file.fileno())
         return True
 
     def _take(self, content: bytes) -> int:
@@ -93,11 +89,12 @@ class Journal:
         if not content.startswith(self._content):  # lines were removed, or it is another file
             self._content, self._lines = b"", {}
         start, found = len(self._content), dict(self._lines)
+        other = UserError(f"{self.path} contains lines that are not probekit records; choose another output folder.")
+        if content.lstrip(b"\0 \r\n")[:1] not in (b"", b"{"):
+            raise other
         parsed, end = parse_lines(content[start:], self.path, 1 + self._content.count(b"\n"))
-        # an incomplete line may be removed only if it begins like one of ours
-        ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
-        if not ours or any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
-            raise UserError(f"{self.path} contains lines that are not probekit records; choose another output folder.")
+        if any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
+            raise other
         for where, line in parsed:
             line = self._read_line(line, where)
             first, same = found.setdefault(line["key"], (where, line))
@@ -127,13 +124,6 @@ class Journal:
                 if key in self.keys():
                     # safe under the lock: a process that then locks the unlinked file finds the key done
                     file.unlink(missing_ok=True)
-
-
-def _read_all(descriptor: int) -> bytes:
-    blocks = []
-    while block := os.read(descriptor, 1 << 20):
-        blocks.append(block)
-    return b"".join(blocks)
 
 
 def share_work(

@@ -375,7 +375,8 @@ def results_path(path: str | Path) -> Path:
 def parse_lines(content: bytes, name: str | Path = RESULTS_NAME, first: int = 1) -> tuple[list[tuple[str, Any]], int]:
     """The JSON lines of a journal, each with its location, and the end of the last complete one.
 
-    A last line that a kill or power cut has torn is left out. `first` is the number of the first line.
+    A last line that a kill or power cut has torn is left out: it lacks its line break, or holds zeros. `first` is the
+    number of the first line.
     """
     parsed: list[tuple[str, Any]] = []
     end = 0
@@ -384,14 +385,16 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME, first: int = 1)
             if line.strip():
                 parsed.append((f"Line {number} of {name}", parse_json(line, f"Line {number} of {name}")))
         except UserError as error:
-            if not content[end + len(line) :].strip(b"\0 \r\n"):
+            ours = line.lstrip(b"\0 \r")[:1] in (b"", b"{")
+            rest = content[end + len(line) :]
+            if ours and not rest.strip(b"\0 \r\n") and (not rest or b"\0" in line):
                 return parsed, end
-            if first == 1 and not parsed:
+            if first == 1 and not parsed and not ours:
                 raise UserError(
                     f"{name} is not a results file (its first line is not JSON): "
                     f"give a folder that contains {RESULTS_NAME}."
                 ) from None
-            raise UserError(f"{str(error).rstrip('.')}, and more lines follow; remove or repair it.") from None
+            raise UserError(f"{str(error).rstrip('.')}; remove or repair it.") from None
         end += len(line) + 1
     return parsed, len(content)
 

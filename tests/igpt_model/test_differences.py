@@ -2,10 +2,12 @@
 
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt_model.differences import LENGTH, differ, differences
+from igpt_model.differences import LENGTH, claim, differ, differences
+from igpt_model.errors import UserError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -48,3 +50,24 @@ def shown_apart(one, other):
         there, here = re.fullmatch(r"a: (.*) there, (.*) here", line, re.DOTALL).groups()
         assert there != here
         assert max(len(there), len(here)) <= LENGTH
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "twice"])
+def test_settings_that_cannot_be_read_get_one_piece_of_advice(tmp_path, kind):
+    path = tmp_path / "config.json"
+    problem = {
+        "folder": f"{path} is a folder",
+        "list": f"{path} cannot be used: the whole is a list, expected an object",
+        "twice": f"{path} is not valid JSON (the key 'a; b' occurs twice)",
+    }[kind]
+    path.mkdir() if kind == "folder" else path.write_text("[]" if kind == "list" else '{"a; b": 1, "a; b": 2}')
+    with pytest.raises(UserError) as refused:
+        claim(path, {}, bool, "a run")
+    assert str(refused.value) == f"{problem}; restore it, or give another --out."
+
+
+def test_a_claim_returns_the_free_settings_that_differ(tmp_path):
+    assert claim(tmp_path / "config.json", {"a": 1, "b": (2, 3)}, bool, "a run") == {}
+    assert claim(tmp_path / "config.json", {"a": 2, "b": (2, 3)}, bool, "a run", free=["a"]) == {"a": 2}
+    with pytest.raises(UserError, match=r"contains a run with different settings \(b: \[2, 3\] there, 4 here\)"):
+        claim(tmp_path / "config.json", {"a": 2, "b": 4}, bool, "a run", free=["a"])

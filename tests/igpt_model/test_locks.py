@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from igpt_model.atomic import check_target, write_bytes
+from igpt_model.atomic import check_target, new_folder, write_bytes
 from igpt_model.errors import UserError
 from igpt_model.locks import RUN_LOCK, file_lock, run_lock
 
@@ -95,3 +95,21 @@ def test_a_lock_that_is_not_given_back_is_waited_for_a_while_only(tmp_path):
             pass
     with file_lock(lock, wait=0.05) as held:
         assert held
+
+
+@pytest.mark.parametrize("length", [246, 247, 255, 256])
+def test_names_that_leave_no_room_for_a_partial_file(tmp_path, length):
+    target = tmp_path / ("é" * (length // 2) + "a" * (length % 2))  # two bytes each
+    if length <= 246:
+        write_bytes(target, b"x")
+        assert target.read_bytes() == b"x"
+        target.unlink()
+        with new_folder(target) as folder:
+            (folder / "a").write_text("a")
+        assert [file.name for file in tmp_path.iterdir()] == [target.name]
+        return
+    with pytest.raises(UserError, match=f"has a name of {length} bytes; give one of at most 246"):
+        write_bytes(target, b"x")
+    with pytest.raises(UserError, match=f"has a name of {length} bytes"), new_folder(target):
+        pass
+    assert list(tmp_path.iterdir()) == []

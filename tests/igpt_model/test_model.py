@@ -187,3 +187,6 @@ def test_wrong_input_is_refused_in_words():
         random_model()(some_tokens(length=17))
     with pytest.raises(UserError, match="only BERT models"):
         random_model()(some_tokens(), torch.ones(3, 16, dtype=torch.bool))
+    for mask in (3, [True] * 16, np.ones((3, 16), bool), torch.ones(3, 16), torch.ones(3, 15, dtype=torch.bool)):
+        with pytest.raises(UserError, match=r"The mask is .*; expected a bool tensor \(3, 16\)"):
+            random_model(causal=False)(some_tokens(), mask)

@@ -111,7 +111,19 @@ def test_rows_that_came_out_empty_are_drawn_again():
     assert draw_masks([1, 2], 5, 1.0, seed=0).all()
 
 
-@pytest.mark.parametrize(("n_positions", "prob"), [(0, 0.5), (4, 0.0), (4, 1.5)])
-def test_impossible_masks_are_refused(n_positions, prob):
-    with pytest.raises(UserError, match="give n_positions >= 1"):
-        draw_masks([1], n_positions, prob, seed=0)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_positions": 0}, "n_positions is 0; expected a number from 1"),
+        ({"n_positions": 10**30}, "n_positions is a number of more than 30 digits"),
+        ({"prob": 0.0}, "prob is 0; expected a number above 0, at most 1"),
+        ({"prob": 1.5}, "prob is 1.5"),
+        ({"seed": "1"}, "seed is '1'; draw_masks expected a whole number"),
+        ({"keys_B": 3}, r"The keys are int64 \(\); give integers"),
+        ({"keys_B": [0.5]}, r"The keys are float64 \(1,\)"),
+        ({"keys_B": [10**30]}, "given as keys"),
+    ],
+)
+def test_impossible_masks_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        draw_masks(**{"keys_B": [1], "n_positions": 4, "prob": 0.5, "seed": 0} | arguments)

@@ -30,3 +30,6 @@ def test_ties_are_broken_evenly_by_seed_and_row_alone():
 def test_wrong_shapes_are_refused():
     with pytest.raises(UserError, match="masks, images"):
         modal_vote(np.zeros((2, 3), int), np.arange(4))
+    for rows, seed, message in (([0.5, 1.0], 0, "The row ids are float64"), ([1, 2], -1, "seed is -1")):
+        with pytest.raises(UserError, match=message):
+            modal_vote([[1, 2], [2, 1]], rows, seed)

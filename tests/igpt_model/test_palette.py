@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -159,3 +160,10 @@ def test_bad_images_and_tokens_are_refused():
         Palette.fit(np.zeros((1, 2, 2, 3), np.uint8), 0)
     with pytest.raises(UserError, match="at least one"):
         Palette.fit([], 4)
+    for arguments, message in (
+        ({"seed": -1}, "seed is -1"),
+        ({"sample": -1}, "sample is -1"),
+        ({"images": torch.tensor(3)}, "images is of type Tensor"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Palette.fit(**{"images": np.zeros((1, 2, 2, 3), np.uint8), "n_colours": 4} | arguments)

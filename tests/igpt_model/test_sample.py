@@ -151,15 +151,22 @@ def test_late_pixels_cost_what_early_ones_do_but_for_attention():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n = 0"),
-        ({"n": 1, "temperature": -1.0}, "temperature = -1.0"),
-        ({"n": 1, "temperature": float("nan")}, "temperature = nan"),
-        ({"n": 1, "top_k": 0}, "top_k = 0"),
-        ({"n": 1, "seed": -1}, "seed = -1"),
+        ({"n": 0}, "n is 0"),
+        ({"n": 1, "temperature": -1.0}, "temperature is -1"),
+        ({"n": 1, "temperature": float("nan")}, "temperature is nan"),
+        ({"n": 1, "top_k": 0}, "top_k is 0"),
+        ({"n": 1, "seed": -1}, "seed is -1"),
         ({"n": 1, "at_once": 0}, "at_once is 0"),
         ({"n": 2, "prefix_tokens": [[0, 1]]}, "prefix has shape"),
         ({"n": 1, "prefix_tokens": [0] * 13}, "prefix has shape"),
-        ({"n": 1, "prefix_tokens": [7]}, "give 0 to 6"),
+        ({"n": 1, "prefix_tokens": [7]}, "from 0 to 6"),
+        ({"n": 1, "prefix_tokens": [0.5]}, "integers from 0 to 6"),
+        ({"n": 1, "prefix_tokens": 3}, "prefix has shape"),
+        ({"n": 1, "prefix_tokens": "3"}, "given as the prefix"),
+        ({"n": 1, "prefix_tokens": torch.eye(2).to_sparse()}, "given as the prefix"),
+        ({"n": "3"}, "n is '3'; sample expected a whole number"),
+        ({"n": 10**30}, "n is a number of more than 30 digits"),
+        ({"n": 1, "temperature": 10**30}, "temperature is a number of more than"),
     ],
 )
 def test_unusable_requests_are_refused_in_words(model, arguments, message):

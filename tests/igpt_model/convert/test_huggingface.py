@@ -121,6 +121,11 @@ def test_another_function_is_refused(setting):
         from_huggingface(hf_model(**SIZES[0], **setting))
     with pytest.raises(UserError, match="autoregressive only"):
         to_huggingface(IGPT(ModelConfig(causal=False)))
+    for other in ("openai/imagegpt-small", torch.nn.Linear(2, 2)):
+        with pytest.raises(UserError, match="not a Hugging Face ImageGPT model"):
+            from_huggingface(other)
+    with pytest.raises(TypeError, match="model is 'openai/imagegpt-small'; to_huggingface expected"):
+        to_huggingface("openai/imagegpt-small")
 
 
 @pytest.mark.parametrize("style", ["safetensors", "sharded", "bin"])

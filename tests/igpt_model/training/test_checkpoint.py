@@ -120,6 +120,18 @@ def test_another_palette_is_refused(tmp_path):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("read", [load_checkpoint, check_checkpoint, latest_checkpoint, list_checkpoints])
+def test_what_is_no_path_or_device_is_refused_in_words(tmp_path, read):
+    save(tmp_path, 1)
+    for source in (3, None, ["run"]):
+        with pytest.raises(TypeError, match=f"; {read.__name__} expected a "):
+            read(source)
+    for device in ("3", "", "tpu9"):
+        with pytest.raises(UserError, match="cannot be used"):
+            load_checkpoint(tmp_path, device)
+    assert load_checkpoint(str(tmp_path), torch.device("cpu")).step == 1
+
+
 def test_pruning_keeps_the_newest_and_the_chosen(tmp_path):
     for step in (0, 10, 20, 30, 40, 50):
         save(tmp_path, step)

@@ -241,6 +241,28 @@ def test_positions_are_resized_as_a_picture(tmp_path):
     assert load_checkpoint(tmp_path).transform.resolution == 8
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens_NT": 3}, r"Tokens are torch.int64 \(\)"),
+        ({"tokens_NT": np.full((2, 25), 99)}, "Tokens run from 99 to 99"),
+        ({"tokens_NT": np.zeros((2, 25))}, "Tokens are torch.float64"),
+        ({"row_ids_N": 3}, r"row ids have shape \(\)"),
+        ({"row_ids_N": [0, 1, 2]}, r"row ids have shape \(3,\); give one for each of 2 images"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"n_masks": 0}, "n_masks is 0"),
+        ({"seed": "1"}, "seed is '1'"),
+    ],
+)
+def test_unusable_arguments_of_predictions_are_refused(arguments, message):
+    classifier = Classifier(pretrained().model, 3)
+    with pytest.raises(UserError, match=message):
+        predict_proba(**{"classifier": classifier, "tokens_NT": np.zeros((2, 25), int)} | arguments)
+    for resolution in (0, -1, 10**30):
+        with pytest.raises(UserError, match="resolution is"):
+            at_resolution(classifier.igpt, resolution)
+
+
 def test_a_fine_tuned_run_is_a_run(tmp_path):
     source = pretrained()
     folder = save_checkpoint(tmp_path / "run/checkpoints/0000007", source.model, source.palette, ImageTransform(5), 7)
@@ -265,6 +287,10 @@ def test_other_settings_models_data_and_labels_are_refused(tmp_path):
         list(finetune(config, pretrained(), swapped, pictures(12, 1), CLASSES, tmp_path, {"name": "bars"}))
     with pytest.raises(UserError, match="integers from 0 to 1"):
         list(finetune(config, pretrained(), pictures(), pictures(12, 1), CLASSES[:2], tmp_path / "b"))
+    for labels in (torch.zeros(30, dtype=torch.long, device="meta"), ["left"] * 30, torch.eye(30).to_sparse()):
+        part = Labelled(pictures().images, labels)
+        with pytest.raises(UserError, match="given as the training labels"):
+            list(finetune(config, pretrained(), part, pictures(12, 1), CLASSES, tmp_path / "b"))
     with pytest.raises(UserError, match="give 0 to 2"):
         run(tmp_path / "c", layer=3)
 

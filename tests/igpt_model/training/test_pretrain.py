@@ -330,6 +330,9 @@ def test_bad_pictures_and_devices_are_refused(tmp_path):
     config = TrainConfig(**TINY)
     with pytest.raises(UserError, match=r"as prepared by config\.transform"):
         list(train(config, pictures(side=6), pictures(20, 1), tmp_path))
+    for images in (np.array(3), torch.tensor(3), (pictures(), pictures()), pictures()[0]):
+        with pytest.raises(UserError, match="give a dense uint8 array"):
+            list(train(config, pictures(), images, tmp_path))
     with pytest.raises(UserError, match="no validation images"):
         list(train(config, pictures(), pictures(0), tmp_path))
     if not torch.cuda.is_available():
@@ -338,6 +341,13 @@ def test_bad_pictures_and_devices_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):
         run(tmp_path / "file")
+
+
+@pytest.mark.parametrize("value", [np.int64(3), float("nan"), torch.tensor(3), object(), "\ud800"])
+def test_provenance_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_path, value):
+    with pytest.raises(UserError, match=r"\(data_provenance\) cannot be stored as JSON"):
+        list(train(TrainConfig(**TINY), pictures(), pictures(20, 1), tmp_path / "run", {"name": value}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_config_survives_json_and_every_field_has_help():

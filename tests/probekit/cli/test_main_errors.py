@@ -114,6 +114,21 @@ def test_checkpoint_of_another_palette(verb, run, tmp_path, refused):
     refused(verb, *arguments[verb], words=["palette"])
 
 
+@pytest.mark.parametrize("kind", ["a file", "an empty folder", "a folder of other files", "a link to nothing"])
+def test_convert_refuses_an_existing_target_before_it_reads_the_source(kind, tmp_path, refused):
+    target = tmp_path / "there"
+    if kind == "a file":
+        target.write_text("mine")
+    elif kind == "a link to nothing":
+        target.symlink_to(tmp_path / "nothing")
+    else:
+        target.mkdir()
+        if kind == "a folder of other files":
+            (target / "notes.txt").write_text("mine")
+    refused("convert", tmp_path / "no run", target, words=["there already exists", "give a new folder"])
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
 def test_labels_of_one_class(tmp_path, refused):
     file = write_features(tmp_path / "f.h5", (1, 1, 1), classes=1)
     refused("sweep", file, words=["class"])

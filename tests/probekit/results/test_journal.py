@@ -5,12 +5,14 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 
 import pytest
 
 from probekit.results.journal import Journal, share_work
+from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -21,6 +23,20 @@ def test_append_once_per_key(tmp_path):
     assert journal.append({"key": "a", "value": 1})
     assert not journal.append({"key": "a", "value": 2})
     assert journal.lines() == [{"key": "a", "value": 1}]
+
+
+def test_a_folder_that_is_removed_during_the_work_is_named(tmp_path):
+    journal = Journal(tmp_path / "out" / "results.jsonl")
+
+    def work(key):
+        shutil.rmtree(tmp_path / "out")
+        return {"key": key}
+
+    with pytest.raises(UserError, match=r"out/\.claims was removed while it was in use; run the same command again"):
+        share_work(journal, ["a", "b"], work)
+    with pytest.raises(UserError, match="was removed while it was in use"), journal.claim("a"):
+        pass
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
@@ -49,6 +65,20 @@ def test_damage_inside_is_refused_not_cut(tmp_path):
     path.write_bytes(b'{"key": "a"}\n{"ke\n{"key": "c"}\n')
     with pytest.raises(UserError, match="Line 2"):
         Journal(path).lines()
+
+
+@pytest.mark.parametrize(
+    "last", ['{"key": "b", "key": "c"}\n', '{"key": b}\n', '{"key": "b", "x": 1e}\r\n', "notes of mine"]
+)
+def test_a_last_line_that_was_edited_is_refused_not_cut(tmp_path, last):
+    """A torn line lacks its end, or holds zeros."""
+    path = tmp_path / "results.jsonl"
+    for first in ('{"key": "a"}\n', ""):
+        path.write_text(first + last, newline="")
+        for read in (Journal(path).lines, lambda: read_records(path), lambda: Journal(path).append({"key": "d"})):
+            with pytest.raises(UserError, match=r"results\.jsonl"):
+                read()
+        assert path.read_bytes() == (first + last).encode()
 
 
 @pytest.mark.parametrize("content", [b"notes of mine\n", b'{"loss": 1.5}\n', b"[1, 2]\n"])
