@@ -81,6 +81,8 @@ class Palette:
         images : uint8 array (N, H, W, 3) or a list of (H, W, 3)
         n_colours : int
             Number of colours V; 512 is the paper's 9 bits.
+        seed : int
+            Of the pixels that are drawn and of k-means.
         sample : int
             Number of pixels drawn without replacement, if there are more. The paper does not state its number.
 

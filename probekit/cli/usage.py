@@ -7,7 +7,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin
 
-from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, Token, UnknownOptionError, UnusedCliTokensError
 
 from igpt_model.checked_json import parse_json, read_bytes
 from probekit.runtime.errors import UserError, did_you_mean
@@ -162,9 +162,18 @@ def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:
         sentence = f"{one.name} takes {f'{n} values, and fewer were' if n > 1 else 'a value, and none was'} given."
     elif isinstance(error, UnusedCliTokensError):
         sentence = f"`probekit {verb}` takes no further argument {' '.join(error.unused_tokens or ())!r}."
+    elif isinstance(error, UnknownOptionError) and (name := _argument(app, verb, error.token)):
+        sentence = f"`probekit {verb}` takes {name} without a flag."
     else:
         sentence = " ".join(str(error).split())
     return f"{sentence} See `probekit {verb} --help`."
+
+
+def _argument(app: App, verb: str, token: Token) -> str | None:
+    """The argument that an unknown flag is the name of."""
+    flag = (token.keyword or token.value).partition("=")[0].lstrip("-").upper()
+    names = (one.name for one in app[verb].assemble_argument_collection())
+    return next((name for name in names if flag and name in (flag, f"{flag}S")), None)
 
 
 def _missing(app: App, words: Sequence[str]) -> list[str]:

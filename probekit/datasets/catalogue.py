@@ -166,6 +166,8 @@ def load_dataset(
     exists = os.path.exists(os.path.expanduser(text))
     if re.match(r"[A-Za-z]:[\\/]", text) and not exists:
         raise UserError(f"{text} does not exist; check the path.")
+    if re.match(r"(igpt|hf|timm|torch|tokens|random):|(pixels|histogram)(:\d+)?$", text) and not exists:
+        raise UserError(f"{text!r} is an encoder, not a data set; `probekit extract ENCODER DATASET` takes it first.")
     if ":" in text and not text.startswith("file:") and not exists:
         value = import_object(text)
         if callable(value):

@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,10 @@ class Opaque:
         self.contents = state
 
 
-class OpaqueDict(Opaque):
-    """Placeholder created as an OrderedDict, so that the unpickler can set items and attributes."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        return OrderedDict()
-
-
-class OpaqueList(Opaque):
-    """Placeholder created as a list, so that the unpickler can append."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        return []
-
-
-def _stand_in(name: str, kind: type[Opaque] = Opaque) -> type[Opaque]:
-    return type(name, (kind,), {"named": name, "__qualname__": name, "__module__": __name__})
+def _stand_in(name: str, made: Callable[[], Any] | None = None) -> type[Opaque]:
+    """A placeholder class; with `made`, its objects are containers whose items the unpickler can set or append."""
+    container = {} if made is None else {"__new__": lambda *_, **__: made()}
+    return type(name, (Opaque,), {"named": name, "__qualname__": name, "__module__": __name__, **container})
 
 
 def _load_torch(path: Path) -> Any:
@@ -77,9 +65,9 @@ def _load_torch(path: Path) -> Any:
                         raise
                     stand_ins[name] = _stand_in(name)
                 elif as_dict is not None and as_dict[1] in stand_ins:
-                    stand_ins[as_dict[1]] = _stand_in(as_dict[1], OpaqueDict)
+                    stand_ins[as_dict[1]] = _stand_in(as_dict[1], OrderedDict)
                 elif wrong is not None:
-                    stand_ins[wrong[2]] = _stand_in(wrong[2], OpaqueDict if wrong[1] == "SETITEM" else OpaqueList)
+                    stand_ins[wrong[2]] = _stand_in(wrong[2], OrderedDict if wrong[1] == "SETITEM" else list)
                 else:
                     raise
     raise ValueError(f"it names more than {MOST_GLOBALS} classes")
@@ -93,18 +81,9 @@ def _reason(error: Exception) -> str:
     blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
     if blocked:
         return f"it refers to {blocked[1]}, which may run programs"
-    if isinstance(error, EOFError | IndexError) or "Unsupported operand" in str(error):
+    if isinstance(error, EOFError | LookupError) or "Unsupported operand" in str(error):
         return "it was not written by torch.save, safetensors or numpy.savez"
     return said[1].strip(". ") if said else first_line(error)
-
-
-def _named_content(state: Any) -> Any:
-    """Items and attributes of a placeholder's object, if they are named."""
-    if isinstance(state, Opaque):
-        return state.contents if isinstance(state.contents, Mapping) else state
-    if isinstance(state, OrderedDict) and not all(isinstance(v, torch.Tensor) for v in state.values()):
-        return {**vars(state), **state}
-    return state
 
 
 def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torch.Tensor]:
@@ -153,12 +132,15 @@ def _load(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    if path.suffix.lower() == ".npz":
-        return load_npz(path, free_memory())
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a Git LFS pointer: fetch the file itself with git lfs pull")
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError("it is truncated: copy or download it again")
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is truncated: copy or download it again")
+        with zipfile.ZipFile(path) as archive:
+            arrays = all(name.endswith(".npy") for name in archive.namelist())
+        if arrays:
+            return load_npz(path, free_memory())
     if start.lstrip()[:1] == b"<":
         raise ValueError("it is a web page: download the file itself")
     if path.name.endswith(".index.json"):
@@ -176,8 +158,12 @@ ARRAYS = (torch.Tensor, np.ndarray)
 
 
 def _by_name(value: Any) -> Any:
-    """A container (mapping, list or placeholder) as a mapping with string keys."""
-    value = _named_content(value)
+    """A container (mapping with its attributes, list or placeholder with named contents) as a mapping with string
+    keys; any other value as it is."""
+    if isinstance(value, Opaque) and isinstance(value.contents, Mapping):
+        value = value.contents
+    elif isinstance(value, OrderedDict) and not all(isinstance(v, torch.Tensor) for v in value.values()):
+        value = {**vars(value), **value}
     if isinstance(value, list | tuple):
         return {str(k): item for k, item in enumerate(value)}
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -12,9 +12,10 @@ def decision_lines(encoder: Any) -> list[str]:
     provenance = encoder if isinstance(encoder, dict) else encoder.provenance
     decisions = provenance.get("decisions") or {}
     lines = []
-    for decision, names in _runs(decisions):
+    for _, group in groupby(decisions, key=lambda name: sorted(decisions[name].items())):
+        names = list(group)
         name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} layers)"
-        lines.append(f"{name}: {_sentence(decision)}")
+        lines.append(f"{name}: {_sentence(decisions[names[0]])}")
     if not decisions and provenance.get("pooling"):
         lines.append(f"pooling: {provenance['pooling']}")
     for key in ("norm", "input", "pictures", "normalisation"):
@@ -28,14 +29,6 @@ def decision_lines(encoder: Any) -> list[str]:
         if keys:
             lines.append(f"weights {what}: {some(keys)}")
     return lines
-
-
-def _runs(decisions: dict[str, dict[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
-    return [
-        (decisions[members[0]], members)
-        for _, group in groupby(decisions, key=lambda name: sorted(decisions[name].items()))
-        if (members := list(group))
-    ]
 
 
 def _sentence(decision: dict[str, Any]) -> str:

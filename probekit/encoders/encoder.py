@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from igpt_model.devices import find_device, send
-from probekit.runtime.errors import UserError, some
+from probekit.runtime.errors import UserError
 
 
 class Encoder(Protocol):
@@ -57,18 +57,32 @@ def layer_patterns(wanted: Any) -> list[str]:
     return [str(pattern) for pattern in (wanted if np.ndim(wanted) else [wanted])]
 
 
+def shown_names(names: Sequence[str], most: int = 30) -> str:
+    """Names of layers for a message, at most 30; names of fewer levels are preferred."""
+    shallow = sorted(names, key=lambda name: name.count("."))[:most]
+    listed = ", ".join(name for name in names if name in set(shallow)) + (", ..." if len(names) > most else "")
+    return listed or "none, as the module has no submodules"
+
+
 def select_layers(names: Sequence[str], wanted: str | int | Sequence[str | int] | None) -> list[int]:
-    """Positions, in depth order, of the layers that match names or globs (comma-separated or a sequence); None: all."""
+    """Positions, in depth order, of the layers that match names or globs (comma-separated or a sequence); None: all.
+
+    In a glob, `*` matches within one level ("blocks.*").
+    """
     if wanted is None:
         return list(range(len(names)))
     chosen: set[int] = set()
+    levels = [name.split(".") for name in names]
     for pattern in layer_patterns(wanted):
-        found = {i for i, name in enumerate(names) if name == pattern or fnmatchcase(name, pattern)}
+        globs = pattern.split(".")
+        found = {
+            i for i, parts in enumerate(levels) if len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
+        }
         if not found:
-            raise UserError(f"No layer matches {pattern!r}; choose from {some(names, 30)}.")
+            raise UserError(f"No layer matches {pattern!r}; choose from {shown_names(names)}.")
         chosen |= found
     if not chosen:
-        raise UserError(f"No layer was chosen; choose from {some(names, 30)}.")
+        raise UserError(f"No layer was chosen; choose from {shown_names(names)}.")
     return sorted(chosen)
 
 

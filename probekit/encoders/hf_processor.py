@@ -133,11 +133,9 @@ def load_processor(
         if default is None:
             return None, None
         processor = _make(default, _at_image_size(default, config), name)
-        note = (
-            f"hf:{name} has no preprocessor_config.json; prepared as {default.__name__} does by default"
-            f"{_size_words(processor)}"
-        )
-        return processor, note
+        size = {k: v for k, v in dict(getattr(processor, "size", None) or {}).items() if v}
+        note = f"hf:{name} has no preprocessor_config.json; prepared as {default.__name__} does by default"
+        return processor, f"{note}, size {size}" if size else note
     pillow = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(
@@ -166,7 +164,9 @@ def _check_settings(processor: Any, written: Mapping[str, Any], name: str) -> No
             f"hf:{name}: preprocessor_config.json contains {texts[0]}: {written[texts[0]]!r}, but must be true or "
             f"false without quotes; correct the file, or {REPLACE}."
         )
-    understood = _understood(processor) | ABOUT
+    understood = ABOUT.union(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
+    for part in type(processor).__mro__[:-1]:
+        understood |= set(inspect.signature(part).parameters)
     # an unknown step that is switched off is harmless, unless its name is a typo of a known one
     strange = sorted(
         key
@@ -189,14 +189,6 @@ def _make(kind: Any, settings: dict[str, Any], name: str) -> Any:
 def _plain_name(kind: str) -> str:
     """An image processor's name without the affixes of its variants."""
     return kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
-
-
-def _understood(processor: Any) -> set[str]:
-    """Names of the settings that a processor's class reads."""
-    keys = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
-    for kind in type(processor).__mro__[:-1]:
-        keys |= set(inspect.signature(kind).parameters)
-    return keys
 
 
 def _default_class(transformers: Any, config: Any) -> Any:
@@ -233,8 +225,3 @@ def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
     now = crop.get("height") or size.get("height") or size["shortest_edge"]
     scaled = {"size": {key: round(value * side / now) for key, value in size.items()}}
     return scaled | ({"crop_size": {"height": side, "width": side}} if crop else {})
-
-
-def _size_words(processor: Any) -> str:
-    size = {k: v for k, v in dict(getattr(processor, "size", None) or {}).items() if v}
-    return f", size {size}" if size else ""

@@ -3,17 +3,19 @@
 Only the pooled (B, width) rows are kept, not the hidden states. Letters: B images, H and W sides.
 """
 
+import copy
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from fnmatch import fnmatchcase
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from igpt_model.arguments import checked
-from probekit.encoders.encoder import compute, encoder_repr, layer_patterns
+from probekit.encoders.encoder import compute, encoder_repr, layer_patterns, select_layers, shown_names
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
 from probekit.encoders.preparation import (
     DescribedPreparation,
@@ -36,40 +38,22 @@ Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
 COMPILED = "_orig_mod"
 
 
-def _plain_forward(module: torch.nn.Module, x: torch.Tensor) -> Any:
-    return module(x)
-
-
 def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Every submodule by name, without the level that torch.compile adds; the module itself is excluded."""
+    """Every submodule that has a forward pass (no ModuleList), by name without the level that torch.compile adds; the
+    module itself is excluded."""
     named: dict[str, torch.nn.Module] = {}
     for name, part in module.named_modules():
         # for a compiled submodule, the inner module, which is listed last, replaces the wrapper
-        named[".".join(level for level in name.split(".") if level != COMPILED)] = part
+        if getattr(getattr(part, "forward", None), "__func__", None) is not torch.nn.Module.forward:
+            named[".".join(level for level in name.split(".") if level != COMPILED)] = part
     named.pop("", None)
     return named
 
 
 def match_modules(module: torch.nn.Module, wanted: str | int | Sequence[str | int]) -> list[str]:
-    """Names of the submodules that match `wanted`; in a glob, `*` matches within one level ("blocks.*")."""
+    """Names of the submodules that match `wanted` (`select_layers`)."""
     names = list(submodules(module))
-    chosen: dict[str, None] = {}
-    for pattern in layer_patterns(wanted):
-        levels = pattern.split(".")
-        found = [
-            name
-            for name in names
-            if len(parts := name.split(".")) == len(levels) and all(map(fnmatchcase, parts, levels))
-        ]
-        if not found:
-            raise UserError(f"No submodule matches {pattern!r}; choose from {_shown(names)}.")
-        chosen.update(dict.fromkeys(found))
-    return list(chosen)
-
-
-def _shown(names: Sequence[str], most: int = 30) -> str:
-    shallow = sorted(names, key=lambda name: name.count("."))[:most]
-    return ", ".join(name for name in names if name in set(shallow)) + (", ..." if len(names) > most else "")
+    return [names[k] for k in select_layers(names, wanted)]
 
 
 SIZE_ADVICE = "give the image size that it takes (--resolution), or how to call it (forward= in Python)"
@@ -77,9 +61,7 @@ PREPARE_ADVICE = "let prepare return the image size that it takes, or give how t
 
 
 @contextmanager
-def failure_as_sentence(
-    module: torch.nn.Module, sides: tuple[int, int], advice: str = SIZE_ADVICE, count: str = ""
-) -> Iterator[None]:
+def failure_as_sentence(module: torch.nn.Module, sides: tuple[int, int], advice: str = SIZE_ADVICE) -> Iterator[None]:
     """Convert any exception in a model's first forward pass to a `UserError` with advice."""
     try:
         yield
@@ -90,8 +72,10 @@ def failure_as_sentence(
         if formats and "type" in str(error):
             kinds = " and ".join(sorted(formats))
             advice = f"its parameters are {kinds}: convert it with .float() (dtype= sets the format of computation)"
+        if "ScriptModule" in str(error):
+            advice = "choose layers outside this TorchScript program"
         raise UserError(
-            f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
+            f"{type(module).__name__} fails on images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
         ) from error
 
@@ -165,7 +149,7 @@ class ModuleEncoder:
         suggested_prefix: int | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
-        forward: Forward = _plain_forward,
+        forward: Forward = operator.call,
         data: Any = None,
         loaded: Loaded | None = None,
         provenance: dict[str, Any] | None = None,
@@ -175,7 +159,7 @@ class ModuleEncoder:
             names = list(submodules(module))
             raise UserError(
                 "A torch module needs layers= (--layers; in a study #layers=...), names or globs of its submodules: "
-                f"{_shown(names)}."
+                f"{shown_names(names)}."
             )
         if prepare is not None and not (resolution is resize is crop is interpolation is None):
             raise UserError("prepare= and resolution, resize, crop or interpolation were both given; give one of them.")
@@ -188,8 +172,14 @@ class ModuleEncoder:
         self._forward = forward
         # not chained: a module may override these, and return anything
         module.to(self._compute.device)
-        module.eval()
+        with explained(
+            f"{type(module).__name__} has no evaluation mode", "give the original Python module", named=True
+        ):
+            module.eval()
         self.module = module
+        unused = None
+        with suppress(Exception):  # a copy that shares the weights, but nothing else that a forward pass may change
+            unused = copy.deepcopy(module, {id(value): value for value in module.state_dict(keep_vars=True).values()})
         self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
         own_prepare = isinstance(prepare, DescribedPreparation)
         examples = self._examples(None if own_prepare else data, own_prepare)
@@ -201,7 +191,7 @@ class ModuleEncoder:
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
         loaded = loaded or Loaded()
-        weights_hash = check_features(self, examples, axes is not None, loaded, weights_hash)
+        weights_hash = check_features(self, examples, axes is not None, loaded, weights_hash, unused)
         self.provenance: dict[str, Any] = {
             "name": type(module).__name__,
             "kind": "torch",
@@ -213,7 +203,7 @@ class ModuleEncoder:
             "preparation": described(prepare),
             "normalisation": self._normalise.to_dict() if self._scales else "done by prepare",
             "palette_hash": None,
-            "decisions": {name: layout.to_dict() for name, layout in self._layouts.items()},
+            "decisions": {name: asdict(layout) for name, layout in self._layouts.items()},
             **loaded.to_dict(),
             **self._compute.to_dict(),
             **unscaled,
@@ -360,6 +350,11 @@ class ModuleEncoder:
 
         with self._hooked(list(self._layouts), pool):
             self._run(images, context)
+        if idle := [name for name in self._layouts if name not in pooled]:
+            raise UserError(
+                f"The submodule {idle[0]} did not run for a batch of {len(images)}, but did for another; choose layers "
+                "that every image passes."
+            )
         return pooled
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:

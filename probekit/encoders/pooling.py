@@ -8,7 +8,7 @@ Letters: B images, T positions, D width, C channels, H and W sides of a map.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,9 +38,6 @@ class Layout:
     positions: int
     width: int
     pool: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
         """Pool one output to (B, width) float32."""

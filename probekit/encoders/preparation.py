@@ -110,6 +110,7 @@ class Preparation(DescribedPreparation):
         return np.ascontiguousarray(image_HWC[top : top + self.crop[0], left : left + self.crop[1]])
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
         return {"resize": resize, "crop": list(self.crop), "interpolation": self.interpolation}
 
@@ -176,20 +177,18 @@ def settle(
     `normalisations` are candidates: the first one that agrees on all `odd_pictures` is used. The user's `mean` and
     `std` override it, also separately. Raises `UserError` if the preparation fails or returns varying sizes.
     """
-    replaced = mean is not None and std is not None
     grey: list[np.ndarray] = []
     if pixels is not None:
         with suppress(UserError):  # its steps may not be separable
             grey = odd_results(whose, pixels)
-    if pixels is not None and grey and all(x.dtype == np.uint8 for x in grey):
-        if replaced:
+        if not all(x.dtype == np.uint8 for x in grey):
+            grey = []
+        elif grey and mean is not None and std is not None:
             return pixels, Normalisation(triple(mean), triple(std))
-    else:
-        normalisations = ()
     whole = odd_results(whose, finished)
     if not all(np.isfinite(x).all() for x in whole):
         raise UserError(f"{whose} prepares images with non-finite values; give --resolution, --mean and --std.")
-    for left in normalisations:
+    for left in normalisations if grey else ():
         if all(largest_difference(left, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
             own = left.mean if mean is None else triple(mean), left.std if std is None else triple(std)
             return pixels or finished, Normalisation(*own)
@@ -278,7 +277,7 @@ def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -
             values = [int(part) if kind is operator.index else part for part in values.split(",")]
         listed = values if np.ndim(values) else [values]
         numbers = [] if any(isinstance(v, bool | bytes) for v in listed) else [kind(v) for v in listed]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) not in (1, count):
         raise UserError(f"{values!r} was given; {needed}.")

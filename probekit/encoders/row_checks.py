@@ -8,7 +8,7 @@ images, T positions, D width.
 import random
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,18 @@ FLOOR = 1e-30
 REPEATS = 8
 
 
-def check_features(encoder: Any, examples: np.ndarray, told: bool, loaded: Loaded, weights_hash: str) -> str:
+def check_features(
+    encoder: Any,
+    examples: np.ndarray,
+    told: bool,
+    loaded: Loaded,
+    weights_hash: str,
+    unused: torch.nn.Module | None,
+) -> str:
     """Run all checks of an encoder's features; returns the hash of the weights, with parameters missing in the file set
-    to 0."""
+    to 0. `unused` is a copy of the module that has processed no image."""
     check_tokens(encoder, examples, told)
-    check_rows(encoder, examples)
+    check_rows(encoder, examples, unused)
     if hash_weights(encoder.module) != weights_hash:
         raise UserError(
             f"{type(encoder.module).__name__} changes its own parameters or buffers in the forward pass (statistics of "
@@ -43,7 +50,7 @@ def check_features(encoder: Any, examples: np.ndarray, told: bool, loaded: Loade
     return hash_weights(encoder.module)
 
 
-def check_rows(encoder: Any, examples: np.ndarray) -> None:
+def check_rows(encoder: Any, examples: np.ndarray, unused: torch.nn.Module | None = None) -> None:
     """Refuse an encoder whose features of an image depend on anything but that image."""
     exact = all(p.dtype == torch.float32 for p in encoder.module.parameters() if p.is_floating_point())
     device = encoder._compute.device
@@ -74,10 +81,12 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
             f"bit; {REPEATS} runs gave the same features, but rare events would go unnoticed.",
             stacklevel=6,
         )
-    # two of the others are the darkest and brightest possible images, which reveal statistics over the batch
-    ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
-    extreme = np.stack([np.full_like(examples[0], value) for value in ends])
-    company = run(np.concatenate([examples[2:], examples[1::-1], extreme]))
+    # Two of the others are a dark and a bright image of low contrast: minimum, maximum and mean of a batch differ with
+    # them, and are different again for each alone. They lie outside the range of finished floats, whose limits are
+    # unknown.
+    ends = (24, 191) if examples.dtype == np.uint8 else (2 * examples.min(), 3 * examples.max())
+    faint = np.stack([examples[0] / 4 + end for end in ends]).astype(examples.dtype)
+    company = run(np.concatenate([examples[2:], examples[1::-1], faint]))
     moved = {name: rows[[2, 1]] for name, rows in company.items()}
     _compare(encoder, pair, moved, tolerance, "other images are in its batch", drawn)
     for name, rows in company.items():
@@ -89,10 +98,19 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
             )
     what = f"{type(encoder.module).__name__} fails on a batch of one image"
     with explained(what, f"a data set's last batch may be one; {_hint(encoder.module, drawn)}", named=True):
-        alone = run(examples[:1])
-    _compare(
-        encoder, {name: rows[:1] for name, rows in pair.items()}, alone, tolerance, "it is alone in its batch", drawn
-    )
+        alone = [run(faint[k : k + 1]) for k in (0, 1)]
+    alone_too = {name: torch.cat([rows[name] for rows in alone]) for name in company}
+    together = {name: rows[3:] for name, rows in company.items()}
+    _compare(encoder, together, alone_too, tolerance, "it is alone in its batch", drawn)
+    used = encoder.module
+    if unused is not None:
+        later = pair
+        encoder.module = unused
+        with suppress(Exception):  # parts that cannot be copied
+            run(examples[2:])
+            later = run(examples[:2])
+        encoder.module = used
+        _compare(encoder, pair, later, tolerance, "the module has processed other images before", True)
 
 
 def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:

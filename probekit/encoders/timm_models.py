@@ -104,24 +104,16 @@ def _listed_layers(model: Any, about: Mapping[str, Any]) -> list[str]:
     absent = [name for name in layers if name not in there]
     if not absent:
         return layers
-    stages = _stages(model, len(layers))
-    if stages is None:
-        names = ", ".join(name for name, _ in model.named_children())
-        raise UserError(
-            f"timm lists the feature layer {absent[0]} for {about['source']}, which the model does not have; give "
-            f"submodules with --layers (it has {names})."
-        )
-    return stages
-
-
-def _stages(model: Any, count: int) -> list[str] | None:
-    """The numbered submodules of a parent with as many children as timm lists features ("stages.0" for "layers.0")."""
+    # numbered submodules of a parent with as many children as timm lists features ("stages.0" for "layers.0")
     for parent in ("stages", "layers", "blocks"):
-        inside = model._modules.get(parent) or torch.nn.Module()
-        children = [name for name, _ in inside.named_children()]
-        if len(children) == count:
-            return [f"{parent}.{name}" for name in children]
-    return None
+        stages = [name for name in there if name.rpartition(".")[0] == parent]
+        if len(stages) == len(layers):
+            return stages
+    names = ", ".join(name for name, _ in model.named_children())
+    raise UserError(
+        f"timm lists the feature layer {absent[0]} for {about['source']}, which the model does not have; give "
+        f"submodules with --layers (it has {names})."
+    )
 
 
 def resolve(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> dict[str, Any]:

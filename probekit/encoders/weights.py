@@ -38,7 +38,8 @@ COUNTER = "num_batches_tracked"
 @dataclass(frozen=True)
 class Loaded:
     """What was not loaded from a weights file: keys of the model that it lacks or has in a different shape (missing),
-    keys of the file that were ignored or belong to another head (unused), and advice if a layer needs a missing one."""
+    keys of the file that were ignored, lack the prefix or belong to another head (unused), and advice if a layer needs
+    a missing one."""
 
     source: str = ""
     missing: tuple[str, ...] = ()
@@ -92,13 +93,14 @@ def load_weights(
     state = {WRAPPERS.sub("", key): value for key, value in content.items()}
     if len(state) < len(content):
         raise UserError(f"{path} has the same tensors with and without the prefix of a wrapper; keep only one of them.")
+    left_out = [key for key in state if not key.startswith(prefix)]
     state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not state:
         raise UserError(f"No key of {path} begins with {strip_prefix!r}; give another --strip-prefix.")
     names = {name: WRAPPERS.sub("", name) for name in module.state_dict()}
     own = {names[name]: value for name, value in module.state_dict().items()}
-    left_out = [key for key in state if any(fnmatchcase(key, glob) for glob in ignored)]
-    state = {key: value for key, value in state.items() if key not in left_out}
+    skipped = {key for key in state if any(fnmatchcase(key, glob) for glob in ignored)}
+    state = {key: value for key, value in state.items() if key not in skipped}
     fits = {key for key in own if key in state and _fits(state[key], own[key])}
     misshapen = [key for key in own if key in state and key not in fits]
     missing = [key for key in own if key not in fits and key.rpartition(".")[2] != COUNTER]
@@ -121,7 +123,7 @@ def load_weights(
     missing = [key for key in missing if own[key].data_ptr() not in held]
     shapes = f"; of a different shape or type: {', '.join(misshapen[:SHOWN])}" if misshapen else ""
     advice = _prefix_advice(state, list(own)) or f"give a complete checkpoint, or earlier layers{shapes}"
-    return Loaded(str(path), tuple(missing), tuple(sorted({*left_out, *replaced})), advice)
+    return Loaded(str(path), tuple(missing), tuple(sorted({*left_out, *skipped, *replaced})), advice)
 
 
 def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:

@@ -122,6 +122,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     record : of a probe fitted by `sweep` or `concat` (see `find_record`)
     images : image files or folders; decoded (`--exif`, `--value-range`) as the images of the features were
     encoder : the encoder whose features the probe was fitted on; its provenance is compared with the record's
+    batch_size : images in one forward pass
 
     Returns
     -------

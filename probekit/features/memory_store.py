@@ -93,7 +93,10 @@ def write_arrays(
     ----------
     splits : {"train": (features, y), ...}
         Features are a dict of layer name to (N, D), a list of (N, D), shallow to deep, or one (N, D); y is (N,) int.
+    encoder, dataset : provenance; their "name" is shown in tables
     row_ids, image_hashes : per split, if known; row ids are numbered from 0 through all splits by default
+    classes : names of the labels
+    path, dtype, batch_size : the file, the type it stores ("float32" or "float16"), and the rows of a block
 
     Raises
     ------

@@ -153,6 +153,7 @@ def fit_attentive(
     n_heads : must divide D
     epochs, batch_size, learning_rate, weight_decay : our defaults; AIM tunes the learning rate for each model
     seed : seed of the initial weights and the order of rows
+    device : torch device
 
     Raises
     ------

@@ -28,7 +28,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from igpt_model.arguments import checked
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import Int, Real, Text, open_regular, parse_json
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 from probekit.selection.choose_C import HeldOut, choose, cross_validate, score_path
 from probekit.solver import objective
 from probekit.solver.path import ProbePath, fit_path
@@ -145,8 +145,8 @@ class LinearProbe(_Probe):
 
     Attributes
     ----------
-    classes_ (K,), coef_ (R, D), intercept_ (R,), n_iter_, n_features_in_
-    converged_ : bool, and certificate_ : the figures behind it (see `probes.certificate`)
+    classes_, coef_, intercept_ : arrays (K,), (R, D) and (R,); R = 1 for two classes, else K
+    converged_, certificate_ : bool, and the figures behind it (see `probekit.solver.path.ProbePath.certificates`)
     """
 
     def __init__(
@@ -274,8 +274,8 @@ class LinearProbeCV(_Probe):
 
     Attributes
     ----------
-    C_, index_ : the chosen C; at_grid_edge_ : whether it is the first or last of Cs (if so, widen the grid)
-    accuracies_, log_losses_ (folds, n_C); the refit's coef_, intercept_, converged_, certificate_ as in `LinearProbe`
+    C_, index_, at_grid_edge_ : the chosen C, its index, and whether it is the first or last of Cs (then widen the grid)
+    accuracies_, log_losses_ : on held-out rows, (folds, n_C); of the refit: coef_, converged_, ... as in `LinearProbe`
     """
 
     def __init__(
@@ -345,13 +345,9 @@ class LinearProbeCV(_Probe):
             groups = read_labels(groups, len(y), "groups")
         column = np.unique(y, return_inverse=True)[1]  # splitters reject labels of dtype object
         splitter = _splitter(self.cv, column, self.random_state, grouped=groups is not None)
-        try:
+        with explained(f"cv = {short(self.cv)} cannot split these rows", "give a different cv", TypeError, ValueError):
             pairs = list(splitter.split(np.zeros(len(y)), column, groups))
             rounds = [(_positions(train, weights), _positions(held, weights)) for train, held in pairs]
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"cv = {short(self.cv)} cannot split these rows ({first_line(error)}); give a different cv."
-            ) from error
         rounds = [(train, held) for train, held in rounds if len(held)]
         if not rounds or any(len(np.unique(y[train])) < 2 for train, _ in rounds):
             raise UserError(
@@ -387,13 +383,9 @@ def _splitter(cv: Any, y: NDArray[Any], seed: Any, grouped: bool) -> Any:
     if isinstance(cv, (bool, np.bool_, str)):
         raise refused
     if isinstance(cv, numbers.Real):
-        try:
+        expected = "None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState"
+        with explained(f"random_state must be {expected}, but got {short(seed)}", "", ValueError):
             check_random_state(seed)
-        except ValueError as error:
-            raise UserError(
-                "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState, but got "
-                f"{short(seed)}."
-            ) from error
     if isinstance(cv, numbers.Integral):
         if cv < 2:
             raise refused
@@ -462,10 +454,9 @@ def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     if class_weight is None:
         return np.ones(len(y))
     if isinstance(class_weight, dict):
-        try:
+        kinds = (TypeError, ValueError, OverflowError)
+        with explained(f"class_weight = {short(class_weight)} cannot be used", "give {label: weight}", *kinds):
             weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"class_weight = {short(class_weight)} cannot be used: {first_line(error)}.") from error
         if not np.isfinite(weight).all() or (weight < 0).any():
             raise UserError(f"class_weight must contain finite non-negative weights, but got {short(class_weight)}.")
         return weight

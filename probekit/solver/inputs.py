@@ -32,17 +32,15 @@ class Inputs:
     Cs: NDArray[np.float64]
     classes: NDArray[Any]
     total_weight: float
-    mean: NDArray[np.float64] | None
-    scale: NDArray[np.float64] | None
 
     def unscale(
         self, coef: NDArray[np.float64], intercept: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Fold the standardisation into coefficients (P, R, D) and intercepts (P, R)."""
-        if self.mean is None or self.scale is None:
+        if self.rows.shift is None or self.rows.scale is None:
             return coef, intercept
-        coef = coef / self.scale
-        return coef, intercept - coef @ self.mean
+        coef = coef / self.rows.scale.cpu().numpy()
+        return coef, intercept - coef @ self.rows.shift.cpu().numpy()
 
 
 def read_inputs(
@@ -78,12 +76,10 @@ def read_inputs(
         n_classes=len(classes), dtype=solver_dtype, device=where, sharded=sharded,
     )  # fmt: skip
     check_finite(source, solver_dtype)
-    mean = scale = None
     if standardize:
-        mean_t, scale_t = mean_and_deviation(rows)
-        rows = replace(rows, shift=mean_t, scale=scale_t)
-        mean, scale = mean_t.cpu().numpy(), scale_t.cpu().numpy()
-    return Inputs(rows, penalties, classes, total, mean, scale)
+        mean, deviation = mean_and_deviation(rows)
+        rows = replace(rows, shift=mean, scale=deviation)
+    return Inputs(rows, penalties, classes, total)
 
 
 def standardizer(X: Any, sample_weight: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

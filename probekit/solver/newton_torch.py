@@ -168,7 +168,7 @@ def conjugate_gradients(
     theta, probabilities = at.theta, at.probabilities
     r = (at.gradient / scale[:, None, None]).to(dtype)
     step, total, products = ends[0].clone(), ends[1].clone(), ends[2].clone()
-    d = precondition(r)
+    d = precondition.solve(r)
     rz = start = dot(r, d)
     active = rz > 0
     every = WAIT if l2.is_cuda else 1
@@ -182,7 +182,7 @@ def conjugate_gradients(
         total += alpha * rz
         products += active
         r = r - alpha.to(dtype)[:, None, None] * Hd
-        z = precondition(r)
+        z = precondition.solve(r)
         last, rz = rz, dot(r, z)
         d = z + (rz / last.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         share = total * relative

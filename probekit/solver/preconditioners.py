@@ -36,6 +36,6 @@ class Kronecker:
         """Those of the problems at `index`."""
         return Kronecker(self.basis if len(self.basis) == 1 else self.basis[index], self.inverse[index])
 
-    def __call__(self, vectors: Tensor) -> Tensor:
+    def solve(self, vectors: Tensor) -> Tensor:
         """The inverses times vectors (P, R, D+1)."""
         return self.basis @ (self.inverse * (self.basis.mT @ vectors))

@@ -43,10 +43,6 @@ class Factor:
     l2: float
     sketch: Tensor
 
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Apply the inverse to vectors (p, R, c)."""
-        return self.solve(vectors)
-
     def take(self, index: Tensor) -> "Factor":
         """Return self, as it is the same for all problems."""
         return self

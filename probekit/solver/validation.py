@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt_model.devices import to_device
-from probekit.runtime.errors import UserError, first_line, some
+from probekit.runtime.errors import UserError, explained, first_line, some
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,8 @@ def read_features(X: Any) -> Any:
     """
     if hasattr(X, "__cuda_array_interface__") and not isinstance(X, Tensor):
         X = torch.as_tensor(X)
-    try:
+    # a dataset of a closed file, or an unsupported dtype
+    with explained("X cannot be read", "give an array, or an open source of rows", TypeError, RuntimeError):
         if isinstance(X, Tensor):
             X = _dense(X, "X")
         elif not (hasattr(X, "shape") and hasattr(X, "dtype")) or isinstance(X, np.ndarray) or hasattr(X, "nnz"):
@@ -63,8 +64,6 @@ def read_features(X: Any) -> Any:
             X = _as_array(X, "X")
         shape = tuple(X.shape)
         dtype: Any = X.dtype if isinstance(X, Tensor) else np.dtype(X.dtype)
-    except (TypeError, RuntimeError) as error:  # a dataset of a closed file, or an unsupported dtype
-        raise UserError(f"X cannot be read ({first_line(error)}); give an array, or an open source of rows.") from error
     if len(shape) != 2:
         raise UserError(
             f"X has shape {shape}, expected (rows, features). Reshape your data: X.reshape(-1, 1) if it is one "
@@ -291,10 +290,10 @@ def _as_array(values: Any, name: str) -> NDArray[Any]:
     values = _host(values, name)
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
         raise UserError(f"{name} is a masked array with masked entries; fill or drop them.")
-    try:
+    # ragged lists, arrays on another device
+    kinds = (TypeError, ValueError, RuntimeError)
+    with explained(f"{name} cannot be converted to an array", "give a NumPy array", *kinds):
         return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, arrays on another device
-        raise UserError(f"{name} cannot be converted to an array ({first_line(error)}); give a NumPy array.") from error
 
 
 def _from_objects(X: Any) -> Array:

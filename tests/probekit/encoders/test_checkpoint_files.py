@@ -129,12 +129,13 @@ def test_weights_in_other_files(tmp_path):
 
     keys = list(BODY)
     np.savez(tmp_path / "a.npz", **{key: value.numpy() for key, value in BODY.items()})
+    (tmp_path / "a.bin").write_bytes((tmp_path / "a.npz").read_bytes())
     save_file(BODY, tmp_path / "b.bin")  # what a file is, is told by what it holds
     for k in range(2):
         save_file({key: BODY[key] for key in keys[k::2]}, tmp_path / f"shard-{k}.safetensors")
     shards = {key: f"shard-{k % 2}.safetensors" for k, key in enumerate(keys)}
     (tmp_path / "m.safetensors.index.json").write_text(f'{{"weight_map": {shards!s}}}'.replace("'", '"'))
-    for name in ("a.npz", "b.bin", "m.safetensors.index.json"):
+    for name in ("a.npz", "a.bin", "b.bin", "m.safetensors.index.json"):
         loaded = load_by_the_messages(tmp_path / name).module.state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in BODY.items())
 
@@ -154,6 +155,7 @@ def test_arrays_that_torch_does_not_take_are_one_sentence(tmp_path, array):
         (b"PK\3\4 and no more", "truncated"),
         (b'{"weight_map": {"a": "../b"}}', "read safely"),
         (b"", "read safely"),
+        (b"hello", "not written by torch.save"),
     ],
 )
 def test_files_that_are_no_weights_say_what_they_are(tmp_path, content, words):

@@ -147,7 +147,7 @@ def test_decisions_by_table():
     # a square picture stays square, also where no stride explains the side
     assert decide("x", (2, 8, 10, 10), (3, 8, 10, 10), (12, 12), 0).axes == "BCHW"
     assert decide("x", (2, 10, 10, 8), (3, 10, 10, 8), (12, 12), 0).axes == "BHWC"
-    assert decide("x", (70, 2, 9), (70, 3, 9), **grid, prefix_tokens=6).to_dict()["axes"] == "TBD"
+    assert decide("x", (70, 2, 9), (70, 3, 9), **grid, prefix_tokens=6).axes == "TBD"
     for shape, other, words in (
         ((2, 70, 9), (3, 70, 9), "not a grid"),
         ((4, 5), (4, 5), "without a batch axis"),
@@ -173,7 +173,7 @@ def test_special_tokens_are_counted_from_parameters():
     [
         ({"resolution": 8}, "needs layers="),
         ({"layers": "stem"}, "needs an input size; give prepare= or resolution="),
-        ({"layers": "trunk.*", "resolution": 8}, "No submodule matches"),
+        ({"layers": "trunk.*", "resolution": 8}, "No layer matches"),
         ({"layers": "idle", "resolution": 8}, "is not used"),
         ({"layers": "stem", "resolution": 8, "pool": "max"}, "'max' is unknown"),
         ({"layers": "stem", "resolution": 8, "prepare": float_prepare}, "both given"),

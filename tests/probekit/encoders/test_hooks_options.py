@@ -10,6 +10,19 @@ from probekit.runtime.errors import UserError
 from tests.probekit.encoders.small_modules import CLASSIFIER, Convs, Returns
 
 
+def test_containers_without_a_forward_pass_are_no_layers():
+    net = Convs()
+    net.parts = nn.ModuleList([net.b])
+    assert load_encoder(net, layers="*", resolution=32).layers == ("a", "b")
+
+
+class Exported(nn.Sequential):
+    """As the module of a `torch.export` program."""
+
+    def eval(self):
+        raise NotImplementedError("Calling eval() is not supported yet.")
+
+
 def test_modules_that_cannot_be_observed_say_why():
     net = nn.Sequential(nn.Conv2d(3, 8, 4, 4))
     with torch.device("meta"):
@@ -21,6 +34,9 @@ def test_modules_that_cannot_be_observed_say_why():
         (nn.Sequential(nn.LazyConv2d(8, 4, 4)), r"no values for 0\.weight"),
         (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).bfloat16(), "its parameters are bfloat16"),
         (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).double(), "its parameters are float64"),
+        (nn.Sequential(torch.jit.script(nn.Conv2d(3, 8, 4, 4))), "choose layers outside this TorchScript program"),
+        (nn.Conv2d(3, 8, 4, 4), "choose from none, as the module has no submodules"),
+        (Exported(), "Exported has no evaluation mode .*not supported yet.*give the original Python module"),
     ):
         with pytest.raises(UserError, match=words):
             load_encoder(module, layers="0", resolution=32)
@@ -32,12 +48,13 @@ def test_modules_that_cannot_be_observed_say_why():
         ({"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "divide it by 255"),
         ({"std": float("nan")}, "std above 0"),
         ({"mean": [0.5, 0.5]}, "one number or three"),
+        ({"mean": 10**400}, "one number or three"),
         ({"resolution": 0}, "at least 1 x 1"),
         ({"resolution": 32.5}, "one integer or two"),
         ({"resolution": "a"}, "one integer or two"),
         ({"layers": []}, "needs layers="),
         ({"layers": ""}, "needs layers="),
-        ({"layers": ["b", 3]}, "No submodule matches '3'"),
+        ({"layers": ["b", 3]}, "No layer matches '3'"),
         ({"prefix_tokens": "2"}, "prefix_tokens is '2'"),
         ({"prefix_tokens": 2.5}, "prefix_tokens is 2.5"),
         ({"resize": (64, 64, 64)}, "one integer or two"),

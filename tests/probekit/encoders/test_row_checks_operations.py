@@ -1,5 +1,7 @@
 """Operations that draw, remember, or look at the batch."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn import functional
 
 from probekit.encoders import load_encoder
 from probekit.runtime.errors import UserError
-from tests.probekit.encoders.small_modules import Convs, Returns
+from tests.probekit.encoders.small_modules import Convs, Function, Returns
 
 
 class Counter:
@@ -41,7 +43,7 @@ def over_the_batch(x):
     return functional.scaled_dot_product_attention(h, h, h).reshape(x.shape)
 
 
-AGAIN, COMPANY = "the same batch is run again", "other images are in its batch"
+AGAIN, COMPANY, ALONE = "the same batch is run again", "other images are in its batch", "it is alone in its batch"
 
 
 OPERATIONS = {
@@ -98,6 +100,90 @@ def test_a_dynamically_quantised_module_is_refused():
 def test_features_that_never_change_are_said(function):
     with pytest.warns(UserWarning, match="Layer b of Returns has the same features for 5 different images"):
         load_encoder(Returns(function), layers="b", resolution=32)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x / x.amax(),
+        lambda x: x / x.abs().amax(),
+        lambda x: (x - x.amin()) / (x.amax() - x.amin()),
+        lambda x: x if x.amin() < 0.02 else 2 * x,
+        lambda x: x if x.mean() > 0.4 else -x,
+    ],
+)
+def test_a_scale_by_the_batch_shows_where_all_images_have_the_full_range(operation, floats):
+    """At 64 x 64 the noise of the check keeps values of 0 and 255, which resizing to 32 x 32 averages away."""
+
+    def pictures(image):
+        return image.transpose(2, 0, 1).astype(np.float32) / 255
+
+    net = nn.Sequential(Function(operation), Convs())
+    given = {"prepare": pictures} if floats else {"resolution": 64}
+    with pytest.raises(UserError, match=f"{ALONE}|{COMPANY}"):
+        load_encoder(net, layers="1.b", **given)
+
+
+class Kept(nn.Module):
+    """The mean of the first batch, in an attribute, a dictionary, or a buffer that is not saved."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.register_buffer("buffer", torch.zeros(8), persistent=False)
+        self.place, self.attribute, self.kept = place, None, {}
+
+    def forward(self, x):
+        mean = x.mean((0, 2, 3))
+        if self.place == "attribute":
+            self.attribute = mean if self.attribute is None else self.attribute
+            mean = self.attribute
+        elif self.place == "dictionary":
+            mean = self.kept.setdefault("mean", mean)
+        else:
+            mean = self.buffer.copy_(mean) if not self.buffer.any() else self.buffer
+        return x - mean[:, None, None]
+
+
+@pytest.mark.parametrize("place", ["attribute", "dictionary", "buffer"])
+def test_statistics_of_the_first_batch_are_refused_wherever_they_are_kept(place):
+    with pytest.raises(UserError, match="has processed other images before"):
+        load_encoder(Convs(Kept(place)), layers="b", resolution=32)
+
+
+class Cached(nn.Module):
+    """A table of positions that the first batch makes, and perhaps an object that cannot be copied."""
+
+    def __init__(self, other=None):
+        super().__init__()
+        self.table, self.other = None, other
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.linspace(0, 1, x.shape[3])
+        return x + self.table
+
+
+@pytest.mark.parametrize("other", [None, threading.Lock()])
+def test_what_the_first_batch_leaves_without_an_effect_is_accepted(other):
+    assert load_encoder(Convs(Cached(other)), layers="b", resolution=32).widths == (8,)
+
+
+class Branches(nn.Module):
+    """Dark batches take another path."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bright, self.dark = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(3, 8, 4, 4)
+
+    def forward(self, x):
+        return self.bright(x) if x.mean() > 0.3 else self.dark(x)
+
+
+def test_a_layer_that_some_batches_do_not_pass_is_refused():
+    with pytest.raises(UserError, match="The submodule bright did not run for a batch of 1"):
+        load_encoder(Branches(), layers="bright", resolution=32)
 
 
 class FirstBatch(nn.Module):

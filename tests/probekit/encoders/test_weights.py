@@ -131,6 +131,8 @@ def test_files_of_the_field_load(trained, tmp_path, monkeypatch, name, legacy):
     options = {"layers": "body", "resolution": 8, "weights": str(tmp_path / "w.pth"), **options}
     encoder = load_encoder("torch:own_net:Net", **options)
     torch.testing.assert_close(encoder(IMAGES, np.arange(2))[0], expected(trained))
+    if name == "MoCo":
+        assert encoder.provenance["weights_unused"] == ["queue"]  # it lacks the prefix
     again = load_encoder("torch:own_net:Net", **options)
     assert again.provenance["weights_hash"] == encoder.provenance["weights_hash"]  # a head that was not read is no part
     if "fc.weight" in encoder.provenance.get("weights_missing", []):

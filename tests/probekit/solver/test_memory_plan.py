@@ -66,6 +66,23 @@ def test_probes_that_do_not_fit(monkeypatch):
         fit_path(X, y, CS)
 
 
+@pytest.mark.parametrize(("n_rows", "K", "factor"), [(60, 8, "classes"), (427, 8, "pairs"), (20, 2, "pairs")])
+def test_fewer_rows_than_columns_of_pairs_have_a_block_for_each_class(n_rows, K, factor):
+    """Pairs of 8 classes of 61 columns would make a Hessian of 427 columns, which costs more than it saves."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n_rows) % K
+    X = rng.normal(size=(n_rows, 60)) + rng.normal(size=(K, 60))[y]
+    weights = torch.full((n_rows,), 1 / n_rows, dtype=torch.float64)
+    rows = WeightedData(torch.from_numpy(X), torch.from_numpy(y), weights, K, torch.float64, torch.device("cpu"))
+    assert plan.make_plan(rows, 13, free=8 << 30).factor == factor
+    path = fit_path(X, y, CS)
+    assert path.converged.all()
+    # each within 1e-4 of the optimum, in certified bounds
+    exact = fit_path(X, y, CS, tol=1e-9)
+    assert (path.certificates["loss"] <= exact.certificates["loss"] * (1 + 1e-4)).all()
+    assert (exact.certificates["loss"] <= path.certificates["loss"] * (1 + 1e-9)).all()
+
+
 @pytest.mark.parametrize(("K", "factor"), [(2, "pairs"), (20, "pairs"), (21, "classes"), (1000, "classes")])
 def test_many_classes_have_a_block_each(K, factor):
     """Pairs of 1,000 classes of 6 columns would make a Hessian of 5,994 columns from 499,500 moments."""

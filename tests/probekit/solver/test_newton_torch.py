@@ -36,7 +36,7 @@ def start(K, size=1.0, seed=0):
 class Unchanged:
     """No preconditioner."""
 
-    def __call__(self, vectors):
+    def solve(self, vectors):
         return vectors
 
     def take(self, index):
