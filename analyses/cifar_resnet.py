@@ -56,8 +56,3 @@ def _stage(n_in: int, n_out: int, n: int, stride: int) -> nn.Sequential:
 def resnet20() -> tuple[ResNet, Preparation]:
     """Return ResNet-20 for `--weights`, and its image preparation."""
     return ResNet(3), Preparation(crop=(32, 32), interpolation="bilinear")
-
-
-def resnet56() -> tuple[ResNet, Preparation]:
-    """Return ResNet-56 for `--weights`, and its image preparation."""
-    return ResNet(9), Preparation(crop=(32, 32), interpolation="bilinear")

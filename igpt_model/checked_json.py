@@ -10,6 +10,7 @@ that ends in "?" is optional, further keys are allowed), `{str: schema}` for an 
 `[schema]` for a list, and a tuple for alternatives, which may include literal values such as None.
 """
 
+import errno
 import json
 import math
 import os
@@ -73,14 +74,18 @@ def open_regular(path: str | Path) -> BinaryIO:
     OSError
         It does not exist or is not readable.
     """
-    # O_NONBLOCK, because otherwise open() would block on a pipe without a writer
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    other = UserError(f"{path} is a pipe, a socket or a device; give the path of a regular file.")
+    try:
+        # O_NONBLOCK, because otherwise open() would block on a pipe without a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise other if error.errno == errno.ENXIO else error from None
     try:
         about = os.fstat(descriptor)
         if stat.S_ISDIR(about.st_mode):
             raise UserError(f"{path} is a folder; give the path of a file.")
         if not stat.S_ISREG(about.st_mode):
-            raise UserError(f"{path} is a pipe or a device; give the path of a regular file.")
+            raise other
         if about.st_size > _SPARSE and _is_hollow(descriptor, about.st_size):
             raise UserError(f"{path} has {about.st_size:,} bytes, of which almost none are stored; copy it again.")
         return os.fdopen(descriptor, "rb")

@@ -14,9 +14,10 @@ from igpt_model.errors import UserError, explained
 
 
 def check_zip(archive: zipfile.ZipFile, path: str | Path) -> None:
-    """Raise if the directory of an open archive does not list the members at its beginning.
+    """Raise if the directory of an open archive does not list the members at its beginning, or fewer than its end says.
 
-    `zipfile` reads only the last directory, and treats data before its members as a self-extracting program.
+    `zipfile` reads only the last directory, treats data before its members as a self-extracting program, and ignores
+    the number of members at the end.
     """
     first = min((info.header_offset for info in archive.infolist()), default=0)
     with open(path, "rb") as file:
@@ -25,6 +26,15 @@ def check_zip(archive: zipfile.ZipFile, path: str | Path) -> None:
                 f"{path} begins with members that its directory does not list, as archives were concatenated or it "
                 "is damaged; copy it or pack it again."
             )
+        file.seek(max(0, os.path.getsize(path) - (1 << 16) - 22))  # the longest comment, and the record before it
+        end = file.read()
+    at = end.rfind(b"PK\5\6") + 10
+    listed, count = len(archive.infolist()), int.from_bytes(end[at : at + 2], "little")
+    # 65,535 stands for more, and some programs write the count modulo 65,536
+    if count != 0xFFFF and (listed - count) % (1 << 16):
+        raise UserError(
+            f"{path} lists {listed:,} members, but {count:,} at its end, so it is damaged; copy it or pack it again."
+        )
 
 
 def _as_sentence(path: str | Path, writer: str) -> AbstractContextManager[None]:

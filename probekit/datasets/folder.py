@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from probekit.datasets.images import FileImages, PackedNames, ZipImages
-from probekit.datasets.listing import SUFFIXES, Listing, expand, flat, list_archive, list_folder
+from probekit.datasets.listing import SUFFIXES, Listing, by_suffix, expand, flat, list_archive, list_folder
 from probekit.datasets.parts import Found, Part, split_of
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, some
@@ -76,7 +76,7 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     for name in names:
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
-            lists = [suffix for suffix in (".csv", ".tsv", ".parquet") if listing.left_out[suffix]]
+            lists = sorted(by_suffix(listing.others).keys() & {".csv", ".tsv", ".parquet"})
             hint = f" (if the {lists[0]} file lists the labels, give that file)" if lists else ""
             raise UserError(f"{where}: {name} is not in a class folder{hint}; expected {LAYOUT}.")
         if len(inner) > 2 + has_splits:
@@ -129,12 +129,12 @@ def _check_deeper_folders(deeper: dict[str, dict[str, None]], where: str) -> Non
 
 def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where: str) -> None:
     """Refuse class folders without a readable image: their classes would silently be missing."""
-    for folder, suffixes in sorted(listing.folders.items()):
+    for folder, others in sorted(listing.without_images().items()):
         parts = folder.rstrip("/").split("/")
         split = SPLIT_NAMES.get(parts[level].lower()) if has_splits and len(parts) > level else None
         if len(parts) != level + 1 + has_splits or (has_splits and split is None):
             continue
-        held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "empty"
+        held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix(others).items())) or "empty"
         if split in ("val", "test"):
             warnings.warn(
                 f"{where}: the folder {folder.rstrip('/')} contains no readable image ({held}).", stacklevel=5
@@ -167,7 +167,7 @@ def read(path: str) -> Found:
             raise UserError(f"{place} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
         found = list_folder(place) if archives is None else list_archive(place)
         found.files.sort()
-        left_out += found.left_out
+        left_out += by_suffix(found.others)
         for name, size in found.files:
             listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         for split, (classes, labels, names) in _by_split(found, str(place)).items():

@@ -99,17 +99,34 @@ def _warn_of_missing_shards(files: Iterable[Path]) -> None:
 
 @dataclass
 class Listing:
-    """Contents of a folder or archive: (path inside, size or checksum) per image, counts of other files by suffix, the
-    same for each folder without images, and original names in an archive if they differ ("./cat/0.png")."""
+    """Contents of a folder or archive: (path inside, size or checksum) per image, other files, folders ("cat/"), and
+    original names in an archive if they differ ("./cat/0.png")."""
 
     files: list[tuple[str, int]] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    folders: dict[str, Counter[str]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
+    def without_images(self) -> dict[str, list[str]]:
+        """The folders without images, and the other files in each."""
+        holders = {name[: name.rfind("/") + 1] for name, _ in self.files}
+        with_images = holders.union(*map(_above, holders))
+        found: dict[str, list[str]] = {folder: [] for folder in self.folders if folder not in with_images}
+        for name in self.others:
+            for folder in found.keys() & _above(name):
+                found[folder].append(name)
+        return found
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "without a suffix"
+
+def by_suffix(names: Iterable[str]) -> Counter[str]:
+    """The number of files with each suffix."""
+    return Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in names)
+
+
+def _above(name: str) -> set[str]:
+    """The folders that contain a file or folder: of "a/b/c" "a/b/" and "a/"."""
+    levels = name.rstrip("/").split("/")
+    return {"/".join(levels[:depth]) + "/" for depth in range(1, len(levels))}
 
 
 def is_image(name: str) -> bool:
@@ -129,15 +146,12 @@ _Place = tuple[str, str, frozenset[_Identity]]
 
 
 @dataclass
-class _Scanned:
-    """One folder: image files (path relative to the root, size) and their inodes, other files, folders, and the inodes
-    that links to images point to."""
+class _Scanned(Listing):
+    """One folder, also with the inodes of its images, the inodes that links to images point to, and its folders."""
 
-    files: list[tuple[str, int]] = field(default_factory=list)
     inodes: list[int] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    folders: list[_Place] = field(default_factory=list)
     linked: list[int] = field(default_factory=list)
+    below: list[_Place] = field(default_factory=list)
 
 
 def _scan(place: _Place) -> _Scanned:
@@ -152,18 +166,16 @@ def _scan(place: _Place) -> _Scanned:
                 if entry.is_dir():
                     if _identity(entry.path) in inside:
                         raise UserError(f"{entry.path} is a link back to a folder that contains it; remove the link.")
-                    found.folders.append((entry.path, f"{prefix}{entry.name}/", inside))
-                elif not is_image(entry.name):
-                    found.others.append(prefix + entry.name)
+                    found.folders.append(f"{prefix}{entry.name}/")
+                    found.below.append((entry.path, found.folders[-1], inside))
+                # reading a pipe or a device could block
+                elif is_image(entry.name) and stat.S_ISREG((status := entry.stat()).st_mode):
+                    found.files.append((prefix + entry.name, status.st_size))
+                    found.inodes.append(status.st_ino)
+                    if entry.is_symlink():
+                        found.linked.append(status.st_ino)
                 else:
-                    status = entry.stat()
-                    if stat.S_ISREG(status.st_mode):
-                        found.files.append((prefix + entry.name, status.st_size))
-                        found.inodes.append(status.st_ino)
-                        if entry.is_symlink():
-                            found.linked.append(status.st_ino)
-                    else:  # a pipe or a device, on which reading could block
-                        found.others.append(prefix + entry.name)
+                    found.others.append(prefix + entry.name)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is a broken link, or was just removed; remove the link.") from None
     except OSError as error:
@@ -174,8 +186,6 @@ def _scan(place: _Place) -> _Scanned:
 def list_folder(folder: Path) -> Listing:
     """List every file, unsorted; folders are read by threads, since network disks are slow to respond."""
     found = Listing()
-    others: list[str] = []
-    folders: list[str] = []
     level: list[_Place] = [(str(folder), "", frozenset())]
     paths: dict[_Identity, str] = {}
     inodes = array("Q")
@@ -192,15 +202,14 @@ def list_folder(folder: Path) -> Listing:
                     )
                 paths[here] = path
                 found.files += scanned.files
-                others += scanned.others
-                deeper += scanned.folders
+                found.others += scanned.others
+                found.folders += scanned.folders
+                deeper += scanned.below
                 inodes.extend(scanned.inodes)
                 linked.update(scanned.linked)
-            folders += [prefix for _, prefix, _ in deeper]
             level = deeper
     doubtful = (name for (name, _), inode in zip(found.files, inodes, strict=True) if inode in linked)
     refuse_doubles((os.path.join(folder, name) for name in doubtful), folder)
-    _account(found, others, folders)
     return found
 
 
@@ -254,27 +263,9 @@ def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
     return names
 
 
-def _above(name: str) -> set[str]:
-    """The folders that contain a file or folder: of "a/b/c" "a/b/" and "a/"."""
-    levels = name.rstrip("/").split("/")
-    return {"/".join(levels[:depth]) + "/" for depth in range(1, len(levels))}
-
-
-def _account(found: Listing, others: Iterable[str], folders: Sequence[str]) -> None:
-    """Count files that are not images, and find the folders without images."""
-    holders = {name[: name.rfind("/") + 1] for name, _ in found.files}
-    with_images = holders.union(*map(_above, holders))
-    found.folders = {folder: Counter() for folder in folders if folder not in with_images}
-    for name in others:
-        found.left_out[_suffix(name)] += 1
-        for folder in found.folders.keys() & _above(name):
-            found.folders[folder][_suffix(name)] += 1
-
-
 def list_archive(archive: Path) -> Listing:
     """List every member, in the archive's order; names are normalised: "./a\\0.png" becomes "a/0.png"."""
     found = Listing()
-    others, folders = [], []
     seen: set[str] = set()
     open_regular(archive).close()  # reading a device might never end
     # zipfile raises many types for damaged archives
@@ -292,9 +283,9 @@ def list_archive(archive: Path) -> Listing:
             if any(map(is_clutter, name.split("/"))):
                 continue
             if info.is_dir() or info.filename.endswith("\\"):
-                folders.append(f"{name}/")
+                found.folders.append(f"{name}/")
             elif not is_image(name):
-                others.append(name)
+                found.others.append(name)
             else:
                 _check_member(archive, info)
                 if name in seen:
@@ -303,7 +294,6 @@ def list_archive(archive: Path) -> Listing:
                 found.files.append((name, info.CRC))
                 if name != info.filename:
                     found.names[name] = info.filename
-    _account(found, others, folders)
     return found
 
 

@@ -34,7 +34,6 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
         raise not_found(name)
     place = Path(root)
     palette = Palette(_array(place / "kmeans_centers.npy"))
-    n_classes = 10 if part == "cifar10" else 1000
 
     def read(split: str) -> Split:
         tokens = _array(place / f"{part}_{split}X.npy")
@@ -58,7 +57,7 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
         "files": sizes,
         "listing_hash": hash_json(sizes),
     }
-    classes = CIFAR10_CLASSES if part == "cifar10" else tuple(str(k) for k in range(n_classes))
+    classes = CIFAR10_CLASSES if part == "cifar10" else tuple(map(str, range(1000)))
     has_val = (place / f"{part}_vaX.npy").is_file()
     return build(
         f"{name}-{part}",

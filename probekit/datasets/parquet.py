@@ -5,7 +5,7 @@ Row ids: the position among the rows of the split, with its files sorted by name
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNa
 from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_column, by_split, column, split_of
-from probekit.runtime.errors import UserError, explained, first_line
+from probekit.runtime.errors import UserError, explained
 from probekit.runtime.imports import library
 
 BATCH = 64
@@ -85,26 +85,22 @@ class GroupReader:
             self._batches: Iterator[Any] = _open(file).iter_batches(
                 BATCH, row_groups=[group], columns=[column], use_threads=False
             )
-            self.first, self._values = first, next(self._batches).column(0)
+        self.first, self._values = first, ()
 
     def value(self, row: int) -> Any:
         """The value at a row at or after `first`."""
         with _as_sentence(self.file):
             while row >= self.first + len(self._values):
                 self.first += len(self._values)
-                self._values = next(self._batches).column(0)
+                if (batch := next(self._batches, None)) is None:
+                    raise OSError("a row group ends before its last row")
+                self._values = batch.column(0)
             return self._values[row - self.first].as_py()
 
 
-@contextmanager
-def _as_sentence(file: str | Path) -> Iterator[None]:
-    """Convert pyarrow's exceptions to a `UserError` that names the file."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError | UnicodeError) and not type(error).__module__.startswith("pyarrow"):
-            raise
-        raise UserError(f"{file} is not a complete parquet file ({first_line(error)}); copy it again.") from None
+def _as_sentence(file: str | Path) -> AbstractContextManager[None]:
+    kinds = OSError, UnicodeError, library("pyarrow", "A parquet file").ArrowException
+    return explained(f"{file} is not a complete parquet file", "copy it again", *kinds)
 
 
 def _open(file: str | Path) -> Any:
@@ -239,16 +235,7 @@ def in_folder(folder: str) -> bool:
 
     Stops at the first image found, so that a folder of a million images is not listed.
     """
-    with os.scandir(folder) as entries:
-        top = [entry for entry in entries if not is_clutter(entry.name)]
-    if any(entry.name.lower().endswith(".parquet") for entry in top):
-        return True
-    for entry in top:
-        if entry.is_dir():
-            with os.scandir(entry.path) as below:
-                for file in below:
-                    if file.name.lower().endswith(".parquet"):
-                        return True
-                    if is_image(file.name):
-                        return False
-    return False
+    top = [name for name in os.listdir(folder) if not is_clutter(name)]
+    inner = filter(os.path.isdir, (os.path.join(folder, name) for name in top))
+    below = (name for path in inner for name in os.listdir(path) if is_image(name) or name.lower().endswith(".parquet"))
+    return any(name.lower().endswith(".parquet") for name in [*top, next(below, "")])

@@ -189,6 +189,8 @@ def read(path: str, label: str | None = None) -> Found:
     """
     files = shards(path, ".tar")
     found = {split: _part(members, label) for split, members in by_split(files, path).items()}
+    if skipped := sum(count for _, count in found.values()):
+        warnings.warn(f"{path}: {skipped} samples without an image are left out.", stacklevel=3)
     sizes = {file.name: file.stat().st_size for file in files}
     listing = {
         split: [part.images.offsets.tolist(), part.images.sizes.tolist(), part.labels.tolist()]  # type: ignore[attr-defined]
@@ -199,7 +201,7 @@ def read(path: str, label: str | None = None) -> Found:
         "path": path,
         "files": len(files),
         "listing_hash": hash_json([sizes, listing]),
-        "samples_without_image": sum(skipped for _, skipped in found.values()),
+        "samples_without_image": skipped,
     }
     return Found({split: part for split, (part, _) in found.items()}, about)
 

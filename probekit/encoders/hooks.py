@@ -39,11 +39,13 @@ COMPILED = "_orig_mod"
 
 
 def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Every submodule by name, without the level that torch.compile adds; the module itself is excluded."""
+    """Every submodule that has a forward pass (no ModuleList), by name without the level that torch.compile adds; the
+    module itself is excluded."""
     named: dict[str, torch.nn.Module] = {}
     for name, part in module.named_modules():
         # for a compiled submodule, the inner module, which is listed last, replaces the wrapper
-        named[".".join(level for level in name.split(".") if level != COMPILED)] = part
+        if getattr(getattr(part, "forward", None), "__func__", None) is not torch.nn.Module.forward:
+            named[".".join(level for level in name.split(".") if level != COMPILED)] = part
     named.pop("", None)
     return named
 

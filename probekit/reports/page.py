@@ -62,9 +62,9 @@ def render_page(
         loader=PackageLoader("probekit.reports", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
-    environment.filters["typeset"] = lambda text: (
-        re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text).replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%")
-    )
+    environment.filters["typeset"] = lambda text: re.sub(
+        " ([=<]) ", "\xa0\\1\xa0", re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
+    ).replace(" %", "\xa0%")
     environment.filters["p_value"] = p_value
     environment.globals.update(layer_words=layer_words, layer_name=layer_name)
     page = environment.get_template("page.html.jinja").render(
@@ -80,9 +80,9 @@ def render_page(
 
 
 def _title(panels: Sequence[Panel]) -> str:
-    names = list(dict.fromkeys(series.label for panel in panels for series in panel.models))
+    names = list(dict.fromkeys(series.label for panel in panels for series in panel.models or panel.series))
     datasets = list(dict.fromkeys(panel.title for panel in panels))
-    return f"Linear probes by depth: {', '.join(names) or 'controls'} on {'; '.join(datasets)}"
+    return f"Linear probes by depth: {', '.join(names)} on {'; '.join(datasets)}"
 
 
 def _panel(

@@ -234,6 +234,11 @@ class Panel:
         return max(int(series.depths[-1]) for series in self.series)
 
     @property
+    def has_depth(self) -> bool:
+        """Whether a series has several layers."""
+        return not all(series.is_flat for series in self.series)
+
+    @property
     def extent(self) -> tuple[float, float]:
         """The smallest and largest value among the points and intervals of the layers."""
         every = np.concatenate([values for one in self.series for values in (one.values, one.low, one.high)])

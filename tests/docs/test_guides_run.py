@@ -41,6 +41,13 @@ def test_what_a_guide_tells_people_to_type_runs_or_says_why_not(page):
         assert not typed or match[1], f"neither run nor marked: {match[3][:80]}"
 
 
+def test_a_block_can_be_run_again_in_the_same_folder():
+    pages = [*GUIDES.glob("*.md"), *(GUIDES.parent / "start").glob("*.md")]
+    calls = [call for page in pages for call in re.findall(r"\.mkdir\(.*?\)", page.read_text())]
+    assert calls
+    assert [call for call in calls if "exist_ok=True" not in call] == []
+
+
 @pytest.mark.parametrize("page", list(pages()))
 def test_the_guide_runs(page, tmp_path, monkeypatch, capsys):
     pytest.importorskip(NEEDS.get(page, "numpy"))

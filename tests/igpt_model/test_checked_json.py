@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from contextlib import suppress
 
 import pytest
@@ -112,9 +113,11 @@ def test_what_json_cannot_hold_is_refused_before_it_is_written(value, words):
 
 def test_pipes_folders_and_large_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    os.mknod(tmp_path / "socket", stat.S_IFSOCK | 0o600)
     (tmp_path / "large").write_text(json.dumps("x" * 100))
     for name, message in (
-        ("pipe", "is a pipe or a device"),
+        ("pipe", "is a pipe, a socket or a device"),
+        ("socket", "is a pipe, a socket or a device"),
         ("", "is a folder"),
         ("large", "expected at most 50"),
     ):

@@ -3,10 +3,12 @@
 import io
 import struct
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from igpt_model.whole_files import check_zip
 from probekit.datasets import load_dataset
 from probekit.encoders.checkpoint_files import read_state
 from probekit.features.importing import import_features
@@ -46,6 +48,25 @@ def test_a_directory_that_begins_too_late_is_refused(tmp_path):
     (tmp_path / "late.zip").write_bytes(content[: end + 12] + late + content[end + 20 :])
     with pytest.raises(UserError, match="begins with members that its directory does not list"):
         load_dataset(tmp_path / "late.zip")
+
+
+def test_a_directory_entry_that_covers_the_next_one_is_refused(tmp_path):
+    content = zipped(tmp_path, "one")
+    last = content.rindex(b"PK\1\2")
+    comment = content.rindex(b"PK\1\2", 0, last) + 32  # the length of the comment of the last entry but one
+    (tmp_path / "damaged.zip").write_bytes(content[:comment] + b"\xff" + content[comment + 1 :])
+    with pytest.raises(UserError, match=r"damaged\.zip lists 11 members, but 12 at its end"):
+        load_dataset(tmp_path / "damaged.zip")
+
+
+@pytest.mark.parametrize(("count", "members"), [(64, 65_600), (0xFFFF, 70_000), (12, 12)])
+def test_numbers_of_members_that_programs_write(tmp_path, count, members):
+    """Some programs write the number of members modulo 65,536; others write 65,535 and the number elsewhere."""
+    (tmp_path / "end.zip").write_bytes(b"PK\5\6" + bytes(6) + count.to_bytes(2, "little") + bytes(10) + b"x" * 65_535)
+    check_zip(SimpleNamespace(infolist=lambda: [SimpleNamespace(header_offset=0)] * members), tmp_path / "end.zip")
+    if count != 0xFFFF:
+        with pytest.raises(UserError, match=f"lists 20 members, but {count} at its end"):
+            check_zip(SimpleNamespace(infolist=lambda: [SimpleNamespace(header_offset=0)] * 20), tmp_path / "end.zip")
 
 
 def test_npz_files_that_were_joined_or_name_an_array_twice_are_refused(tmp_path):

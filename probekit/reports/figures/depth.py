@@ -25,6 +25,7 @@ from probekit.reports.figures.style import (
     FigureOptions,
     brief,
     points,
+    shortened,
 )
 from probekit.reports.panels import relabelled
 from probekit.results.curve import layer_name
@@ -41,6 +42,7 @@ Slots = Sequence[tuple[float, int, "Concatenated"]]
 """Of each concatenation: its abscissa right of the last layer, the number of its series, and itself."""
 DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
 MOST_SLOTS = 4
+MOST_UNDERLINED = 8  # models: the lines of more would cover the curves
 LETTER = 0.068  # inches, about, of a letter below the axis
 LEAST_HEIGHT = 1.6  # inches of both axes together
 BESIDE = 0.5  # of a layer: how far from its tick something of it may stand
@@ -52,7 +54,7 @@ def depth_figure(panel: Panel, options: FigureOptions = FigureOptions()) -> Figu
     Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
     diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the last
     layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
-    Draw under `style(font_size=options.font_size)`.
+    Without a trained model of several layers there are no lower axes. Draw under `style(font_size=options.font_size)`.
     """
     panel, scale = relabelled(panel, options.labels), options.scale
     width = options.width or 7.4
@@ -65,12 +67,14 @@ def depth_figure(panel: Panel, options: FigureOptions = FigureOptions()) -> Figu
     figure, inside = options.new_figure(
         width, height, LEAST_HEIGHT, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
     )
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1), gridspec_kw={**inside, "hspace": 0.22})
+    rows: dict[str, Any] = {"nrows": 2, "height_ratios": (2.2, 1)} if any(map(_has_difference, panel.series)) else {}
+    upper, lower = np.resize(figure.subplots(**rows, sharex=True, gridspec_kw={**inside, "hspace": 0.22}), 2)
     looks = looks_of(panel)
     wide = (width * (inside["right"] - inside["left"])) / scale  # of the axes, in inches of ordinary type
     slots = _slots(panel, wide, narrow)
     draw_accuracy(upper, panel, looks, slots, narrow, options, wide)
-    draw_difference(lower, panel, looks, narrow)
+    if rows:
+        draw_difference(lower, panel, looks, narrow)
     _layer_axis(lower, panel, slots, narrow, wide)
     figure.align_ylabels()
     if key:
@@ -146,7 +150,8 @@ def draw_accuracy(
     for place, series in enumerate(panel.models):
         if not series.is_flat:
             shift = shifts[panel.series.index(series)]
-            _peak(axes, series, looks[series.label], place, shift, wide if len(panel.models) == 1 else 0)
+            one, few = len(panel.models) == 1, len(panel.models) <= MOST_UNDERLINED
+            _peak(axes, series, looks[series.label], place, shift, wide if one else 0, few and series.is_paired)
     if panel.metric.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
@@ -166,7 +171,7 @@ def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bo
     """
     axes.axhline(0, color=QUIET, linewidth=0.9)
     sign = 1 if panel.metric.larger_is_better else -1
-    drawn = [(number, one) for number, one in enumerate(panel.series) if one.role == "model" and not one.is_flat]
+    drawn = [(number, one) for number, one in enumerate(panel.series) if _has_difference(one)]
     least = 1.0 if panel.metric.percent else 0.01 * max((float(abs(one.values).max()) for _, one in drawn), default=1.0)
     best, worst = [least], [-least]
     for number, series in reversed(drawn):
@@ -190,6 +195,11 @@ def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bo
             1.0, 1.02, f"band: {panel.band_words}", transform=axes.transAxes, ha="right", va="bottom", color=QUIET,
             fontsize=points(7.5),
         )  # fmt: skip
+
+
+def _has_difference(series: Series) -> bool:
+    """Whether layers are compared with the last one: those of trained models."""
+    return series.role == "model" and not series.is_flat
 
 
 def _shifts(panel: Panel) -> list[float]:
@@ -220,15 +230,15 @@ def _curve(axes: Axes, series: Series, values: np.ndarray, look: Look, gid: str,
         )  # fmt: skip
 
 
-def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide: float) -> None:
-    """Ring the chosen layer and underline the layers not significantly below it; name it in axes `wide` inches."""
+def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide: float, underlined: bool) -> None:
+    """Ring the chosen layer, if asked underline those not significantly below it; name it in axes `wide` inches."""
     x, y = series.depths[series.peak], series.values[series.peak]
     axes.axvline(x, color=look["color"], **DASHED)
     axes.plot(
         x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
     )
     below = axes.get_xaxis_transform()
-    for depth in series.depths[series.curve.not_worse] if series.is_paired else ():
+    for depth in series.depths[series.curve.not_worse] if underlined else ():
         height = 0.012 + 0.024 * place
         axes.plot(
             (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
@@ -281,7 +291,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool, wide: floa
     axes.set_xlim(-margin, (slots[-1][0] if slots else last) + margin)
     room = wide * (last + 2 * margin) / (axes.get_xlim()[1] + margin) / (LETTER * (len(str(last)) + 1.5))
     ticks = MaxNLocator(nbins=max(min(12, int(room)), 1), integer=True).tick_values(0, last)
-    layers = [int(tick) for tick in ticks if 0 <= tick <= last]
+    layers = [int(tick) for tick in ticks if 0 <= tick <= panel.last_depth] if panel.has_depth else []
     axes.set_xticks(
         [*layers, *(x for x, _, _ in slots)],
         [*map(str, layers), *(joint.name for _, _, joint in slots)],
@@ -290,7 +300,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool, wide: floa
     size: dict[str, Any] = {"fontsize": points(8.5), "color": QUIET, "va": "top", "ha": "center"}
     size |= {"textcoords": "offset points", "xycoords": below}
     down = (0, -points(17))
-    words = layer_axis_words(panel, 44 if not narrow else 12 if slots else 24)
+    words = layer_axis_words(panel, 44 if not narrow else 12 if slots else 24) if panel.has_depth else ""
     axes.annotate(words, (last / 2, 0), xytext=down, **size)
     if slots:
         axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, **size)
@@ -317,16 +327,27 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
     bounds = low - line_height, high + line_height / 2
-    most = max(int((bounds[1] - bounds[0]) / line_height / max(len(ends), 1)), 1)  # lines of each, so that all fit
-    wrapped = ["\n".join(textwrap.wrap(brief(label), 10, max_lines=most, placeholder="...")) for _, label, _ in ends]
+    room = (bounds[1] - bounds[0]) / line_height / max(len(ends), 1)  # lines of each, so that all fit
+    smaller = min(room, 1.0)
+    line_height *= smaller
+    wrapped = ["\n".join(_lines(label, max(int(room), 1), int(10 / smaller))) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     centres = spread([end[0] for end in ends], heights, *bounds)
     for centre, text, (_, _, colour) in zip(centres, wrapped, ends, strict=True):
         axes.annotate(
             text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=points(8.5), fontweight="bold", linespacing=1.05,
+            va="center", color=colour, fontsize=points(8.5) * smaller, fontweight="bold", linespacing=1.05,
             annotation_clip=False,
         )  # fmt: skip
+
+
+def _lines(name: str, most: int, letters: int) -> list[str]:
+    """A name in at most `most` lines of some letters: broken between words, or without its middle if too long."""
+    from rich.cells import cell_len, chop_cells
+
+    lines = textwrap.wrap(name, letters)
+    fits = len(lines) <= most and all(cell_len(line) <= letters for line in lines)
+    return lines if fits else chop_cells(shortened(name, letters * min(most, 8)), letters)
 
 
 def spread(
@@ -362,7 +383,7 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
     entries = [
         (bool(models), ring, "best layer, chosen on held-out training rows"),
         (bool(panel.interval_words), mark(marker="|", markersize=9), f"bars: {panel.interval_words}"),
-        (any(series.is_paired for series in models), mark(linestyle="-", linewidth=3.2),
+        (len(panel.models) <= MOST_UNDERLINED and panel.has_band, mark(linestyle="-", linewidth=3.2),
          "not significantly worse than the best"),
         (any(series.concatenated for series in models), mark(marker="D", markersize=5), joined),
         (doubtful, hollow, "hollow: not converged, or C at the end of its grid"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,23 @@ def brief(name: str, most: int = 80) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
+def shortened(name: str, most: int) -> str:
+    """A name in at most `most` columns of letters (an ideogram takes two); the middle is left out where it is longer.
+
+    Names of series often differ only at the end.
+    """
+    from rich.cells import cell_len, chop_cells
+
+    if cell_len(name) <= most:
+        return name
+    head, tail = chop_cells(name, max(most // 2, 1))[0], ""
+    for letter in reversed(name):
+        if cell_len(head + letter + tail) >= most:
+            break
+        tail = letter + tail
+    return f"{head}…{tail}"
+
+
 @dataclass(frozen=True)
 class FigureOptions:
     """How a figure is drawn.
@@ -160,11 +178,29 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) ->
     """Write a figure in each format, without dates, so that the bytes depend on the figure only."""
     dateless = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "ModDate": None}}
     written = [stem.with_name(f"{stem.name}.{name}") for name in formats]
+    missing = ""
     for name, path in zip(formats, written, strict=True):
         buffer = BytesIO()
-        figure.savefig(buffer, format=name, metadata=dateless.get(name, {"Software": None}))
+        missing = _draw(figure, buffer, format=name, metadata=dateless.get(name, {"Software": None}))
         atomic.write_bytes(path, buffer.getvalue())
+    if missing:
+        warnings.warn(
+            f"The font of figures, DejaVu Sans, has no glyphs for {missing}, which are boxes in {stem.name}; give the "
+            "series other names (--labels of `probekit plot`, --series of `probekit sweep`).",
+            stacklevel=2,
+        )
     return written
+
+
+def _draw(figure: Figure, buffer: Any, **how: Any) -> str:
+    """Save a figure; return the characters that its font lacks, for which matplotlib has a warning each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(buffer, **how)
+    found = {one: re.match(r"Glyph (\d+) ", str(one.message)) for one in caught}
+    for one in (one for one, glyph in found.items() if not glyph):
+        warnings.warn(one.message, one.category, stacklevel=3)
+    return "".join(dict.fromkeys(chr(int(glyph[1])) for glyph in found.values() if glyph))
 
 
 def inline_svg(figure: Figure, prefix: str, label: str, tooltips: Mapping[str, str] | None = None) -> str:
@@ -175,7 +211,7 @@ def inline_svg(figure: Figure, prefix: str, label: str, tooltips: Mapping[str, s
     `tooltips` are texts by `gid` of an artist.
     """
     buffer = StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    _draw(figure, buffer, format="svg", metadata={"Date": None, "Creator": None})  # the browser has other fonts
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from probekit.reports.figures.style import shortened
 from probekit.reports.panels import NAMES, Panel, Series
 from probekit.runtime.escape import visible
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 HEIGHT = 16  # lines
 MARKS = "●■▲◆★"
-ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^") | {ord("\N{EN DASH}"): "-", ord("±"): "+-"}
+ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^") | {ord("\N{EN DASH}"): "-", ord("±"): "+-", ord("…"): "..."}
 MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
 
 
@@ -55,6 +56,7 @@ def print_panel(panel: Panel, console: Console | None = None) -> None:
 
 
 def _canvas(panel: Panel, width: int) -> list[Text]:
+    from rich.cells import cell_len
     from rich.text import Text
 
     last = max(panel.last_depth, 1)
@@ -95,8 +97,10 @@ def _canvas(panel: Panel, width: int) -> list[Text]:
         if series.role == "model" and not series.is_flat:  # colour and reverse video are lost in a log file
             words = series.label if len(panel.models) > 1 else "best"
             at = column(series.best.depth)
-            fits = at + len(words) + 2 <= columns + len("  layer")
-            arrow = f"{' ' * at}↑ {words}" if fits else f"{words} ↑".rjust(at + 1)
+            after, before = columns + len("  layer") - at - 2, at - 1
+            fits = cell_len(words) <= after or before < after
+            name = shortened(words, after if fits else before)
+            arrow = f"{' ' * at}↑ {name}" if fits else f"{' ' * (before - cell_len(name))}{name} ↑"
             lines.append(Text.assemble("       ", (arrow, colour)))
     return lines
 

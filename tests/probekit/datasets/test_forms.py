@@ -243,10 +243,12 @@ def test_tars_labelled_by_json_and_named_fields(pictures, tmp_path):
             (f"a.b/{i:02d}.json", json.dumps({"label": i % 2, "dog": "yn"[i % 2]}).encode()),
         ]
     path = tar_of(tmp_path / "x.tar", [("README", b"no key"), *members])
-    data = load_dataset(path)
+    with pytest.warns(UserWarning, match="1 samples without an image are left out"):
+        data = load_dataset(path)
     assert data.provenance["samples_without_image"] == 1
     assert [len(data.splits[s]) for s in ("train", "val", "test")] == [14, 2, 4]
-    assert load_dataset(f"{path}#label=dog").classes == ("n", "y")
+    with pytest.warns(UserWarning, match="1 samples without an image are left out"):
+        assert load_dataset(f"{path}#label=dog").classes == ("n", "y")
 
 
 @pytest.mark.parametrize(

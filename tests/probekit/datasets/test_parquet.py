@@ -114,3 +114,23 @@ def test_a_page_that_does_not_fit_its_checksum_is_refused(tmp_path):
     (tmp_path / "p.parquet").write_bytes(written.replace(b"cat1", b"cow1", 1))
     with pytest.raises(UserError, match=r"not a complete parquet file .*CRC"):
         load_dataset(tmp_path / "p.parquet")
+
+
+def test_a_row_group_that_has_fewer_rows_than_it_declares_is_refused(tmp_path):
+    """Each byte of the footer that may be a number of rows is set to 0; errors other than `UserError` fail the test."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    table = pyarrow.table({"image": [content] * 12, "label": [0, 1] * 6})
+    parquet.write_table(table, tmp_path / "p.parquet", compression="none", store_schema=False)
+    written = (tmp_path / "p.parquet").read_bytes()
+    footer = len(written) - 8 - int.from_bytes(written[-8:-4], "little")
+    said = []
+    for place in (k for k in range(footer, len(written) - 8) if written[k] == 24):  # Thrift writes 12 as 24
+        (tmp_path / "p.parquet").write_bytes(written[:place] + b"\0" + written[place + 1 :])
+        try:
+            assert sum(len(split.images(0, 12)) for split in load_dataset(tmp_path / "p.parquet").splits.values()) == 12
+        except UserError as error:
+            said.append(str(error))
+    assert said

@@ -258,9 +258,14 @@ def test_damaged_archives_are_named(tmp_path):
         _ = load_dataset("cifar10", root=folder).splits["train"]
     archive = tmp_path / "cut" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir()
-    archive.write_bytes(gzip.compress(b"nothing like a tar")[:-9])
-    with pytest.raises(UserError, match="not a complete archive"):
-        _ = load_dataset("cifar10", root=archive, verify=False).splits["train"]
+    header = bytearray(tarfile.TarInfo("data_batch_1.bin").tobuf())
+    header[124:136] = b"\xff" + b"\x7f" * 11  # a negative size in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    for content in (gzip.compress(b"nothing like a tar")[:-9], gzip.compress(header + bytes(1024))):
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match="not a complete archive"):
+            _ = load_dataset("cifar10", root=archive, verify=False).splits["train"]
 
 
 def test_a_changed_byte_of_an_archive_that_is_not_verified_is_found_by_its_checksum(tmp_path):

@@ -10,6 +10,12 @@ from probekit.runtime.errors import UserError
 from tests.probekit.encoders.small_modules import CLASSIFIER, Convs, Returns
 
 
+def test_containers_without_a_forward_pass_are_no_layers():
+    net = Convs()
+    net.parts = nn.ModuleList([net.b])
+    assert load_encoder(net, layers="*", resolution=32).layers == ("a", "b")
+
+
 class Exported(nn.Sequential):
     """As the module of a `torch.export` program."""
 

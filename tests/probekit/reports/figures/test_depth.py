@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from sklearn.isotonic import IsotonicRegression
 
 from probekit.reports.figures.depth import depth_figure, looks_of, spread
@@ -248,3 +249,38 @@ def test_no_words_touch_or_leave_the_figure_at_any_width(panel, width, font_size
         assert key.x1 <= whole.x1 or width < 4 * font_size / 9
         assert len(named) == 1
         assert inside.x0 <= named[0].get_window_extent(renderer).x0 or width < 4 * font_size / 9
+
+
+def test_names_at_the_ends_of_lines_differ_where_only_their_last_letters_do(panel):
+    (model,) = panel.models
+    several = [replace(model, label=f"facebook/dinov2-with-registers-seed-{number:02d}") for number in range(30)]
+    with style():
+        drawn = depth_figure(replace(panel, series=tuple(several)))
+    names = [text.get_text() for text in drawn.axes[0].texts]
+    assert {name[-2:] for name in names} >= {f"{number:02d}" for number in range(30)}
+    assert len(set(names)) == 30
+    with style():
+        heights = [text.get_window_extent() for text in drawn.axes[0].texts]
+    assert max(box.y1 for box in heights) <= drawn.bbox.y1
+    ordered = sorted(heights, key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in pairwise(ordered))  # pixels
+    assert not any("significantly" in text.get_text() for text in drawn.legends[0].get_texts())
+
+
+def test_lines_of_an_ideogram_name_are_as_wide_as_others(panel):
+    name = "\N{CJK UNIFIED IDEOGRAPH-578B}" * 14
+    with style():
+        drawn = depth_figure(panel, FigureOptions(labels={"igpt": name}))
+    (label,) = [text.get_text() for text in drawn.axes[0].texts if text.get_text().startswith(name[0])]
+    assert label.replace("\n", "") == name
+    assert max(map(cell_len, label.split("\n"))) <= 10
+
+
+def test_without_a_model_of_several_layers_there_is_no_difference_to_its_last_one(panel):
+    random, pixels = panel.series[1:]
+    with style():
+        (axes,) = depth_figure(replace(panel, series=(random, pixels))).axes
+        (flat,) = depth_figure(replace(panel, series=(pixels,))).axes
+    assert len(marks(axes, "pt-0-")) == len(random.depths)
+    assert len(axes.get_xticks()) > 1
+    assert not len(flat.get_xticks())

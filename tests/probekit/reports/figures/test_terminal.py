@@ -1,6 +1,7 @@
 """The terminal curve, read back from what was printed."""
 
 import io
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -80,3 +81,15 @@ def test_a_terminal_without_utf_8_gets_ascii(panel):
     text = buffer.buffer.getvalue().decode("ascii")
     assert "^ best" in text
     assert "| 95 %" in text
+
+
+def test_the_arrow_of_a_long_name_is_below_the_best_layer(panel, make_panel):
+    name = "facebook/dinov2-with-registers-base-imagenet1k-1-layer-seed-07"
+    (model,) = make_panel(trained=(0.3, 0.8, 0.7, 0.6)).models
+    two = [replace(model, label=label, concatenated=()) for label in (name, "other")]
+    lines = printed(replace(panel, series=tuple(two)), 60).splitlines()
+    (arrow,) = [line for line in lines if "…" in line and "↑" in line]
+    (axis,) = [line for line in lines if line.rstrip().endswith("layer")]
+    assert axis[arrow.index("↑")] == "1"
+    assert len(arrow) <= 60
+    assert arrow.rstrip().endswith("seed-07")
