@@ -50,8 +50,9 @@ def predict(
     frame = predict_images(record, images, load_encoder(spec, **(settings | options.given())), batch_size)
     text = csv_text(frame, float_format="%.4f")
     if out is None:
-        say(text.rstrip())
+        for line in text.splitlines():
+            say(line)
     else:
         atomic.write_text(out, text)
-        say(f"{out}: {len(frame):,} predictions")
+        say(f"{out}: {len(frame):,} prediction{'s' * (len(frame) != 1)}")
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

@@ -33,6 +33,8 @@ def test_predictions_are_those_of_the_sweep(tmp_path, capsys):
     assert main(["predict", str(tmp_path), str(folder), "--out", str(best)]) == 0  # the only layer is the best
     assert best.read_text() == out.read_text()
     capsys.readouterr()
+    assert main(["predict", str(tmp_path), str(folder)]) == 0
+    assert capsys.readouterr().out == out.read_text()
     assert main(["predict", str(tmp_path), str(folder), "--series", "igpt"]) == 2
     assert "no series 'igpt'" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "none.safetensors"), str(folder), "--encoder", "pixels:8"]) == 2
