@@ -108,12 +108,20 @@ def concat(
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has only one layer; concatenation needs at least two.")
+    # before any probe is fitted
+    sizes = [window] if isinstance(window, int) else list(window)
+    if not sizes:
+        raise UserError("window is an empty list; give one or more numbers of layers to concatenate.")
+    for size in sizes:
+        windows(len(runner.store.layers), 0, size)
+    if greedy_width:
+        check_budget(runner.store.widths, greedy_width)
     again: dict[str, Any] = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend}
     again |= {"device": device, "dtype": dtype, "parallel": parallel}
     again |= {"window": window, "greedy_width": greedy_width, "seeds": seeds, "probes": probes}
     helpers = worker_processes(workers, concat, runner.path_for(workers), runner.out, **again)
     with helpers, shown(progress, "concat", "sets of layers") as show:
-        jobs = _concat(runner, window, greedy_width, seed_list(seeds), probes, show)
+        jobs = _concat(runner, sizes, greedy_width, seed_list(seeds), probes, show)
     results = Results(runner.out).only({runner.identity(job).key for job in jobs})
     warn_unconverged(results.records)
     return results
@@ -121,7 +129,7 @@ def concat(
 
 def _concat(
     runner: Runner,
-    window: int | Sequence[int],
+    sizes: Sequence[int],
     greedy_width: int | None,
     seeds: Sequence[int],
     probes: Sequence[str],
@@ -134,9 +142,6 @@ def _concat(
     records = {record.key: record for record in read_records(runner.out)}
     draws = [[records[runner.identity(job).key] for job in draw] for draw in singles]
     best = choose_layer(*draws)
-    sizes = [window] if isinstance(window, int) else list(window)
-    if not sizes:
-        raise UserError("window is an empty list; give one or more numbers of layers to concatenate.")
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)
@@ -242,6 +247,7 @@ def greedy(
     held-out scores (never the test split's) of sorted tuples of layers, all candidates of a step at once. Returns
     (layers, score) of every step, beginning with the best single layer; ties go to the shallower layer.
     """
+    check_budget(widths, max_width)
     chosen: tuple[int, ...] = ()
     steps: list[tuple[tuple[int, ...], float]] = []
     while True:
@@ -256,6 +262,10 @@ def greedy(
             break
         chosen = tuple(sorted((*chosen, best)))
         steps.append((chosen, scored[best]))
-    if not steps:
-        raise UserError(f"no layer fits a budget of {max_width} columns (the narrowest has {min(widths)}); raise it.")
     return steps
+
+
+def check_budget(widths: Sequence[int], most: int | None) -> None:
+    """Raise `UserError` if no layer of these widths fits into `most` columns (None: no limit)."""
+    if most is not None and most < min(widths):
+        raise UserError(f"no layer fits a budget of {most} columns (the narrowest has {min(widths)}); raise it.")

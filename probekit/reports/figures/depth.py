@@ -23,7 +23,6 @@ from probekit.reports.figures.style import (
     RANDOM,
     RULE,
     FigureOptions,
-    brief,
     points,
     shortened,
 )
@@ -68,7 +67,8 @@ def depth_figure(panel: Panel, options: FigureOptions = FigureOptions()) -> Figu
         width, height, LEAST_HEIGHT, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
     )
     rows: dict[str, Any] = {"nrows": 2, "height_ratios": (2.2, 1)} if any(map(_has_difference, panel.series)) else {}
-    upper, lower = np.resize(figure.subplots(**rows, sharex=True, gridspec_kw={**inside, "hspace": 0.22}), 2)
+    made: Any = figure.subplots(**rows, sharex=True, gridspec_kw={**inside, "hspace": 0.22})
+    upper, lower = made if rows else (made, made)
     looks = looks_of(panel)
     wide = (width * (inside["right"] - inside["left"])) / scale  # of the axes, in inches of ordinary type
     slots = _slots(panel, wide, narrow)
@@ -157,10 +157,7 @@ def draw_accuracy(
     axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
     long = f"Probes of every layer, {panel.title}"
     own = long if not narrow and len(long) < 44 else panel.title
-    most = 34 if narrow else 60
-    short = textwrap.shorten(own, most, placeholder=" ...")
-    short = brief(own, most - 15) if short.strip() == "..." else short  # a single long word
-    axes.set_title(short if options.title is None else options.title)
+    axes.set_title(shortened(own, 34 if narrow else 60) if options.title is None else options.title)
     _end_labels(axes, ends)
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from probekit.reports.figures.style import shortened
-from probekit.reports.panels import NAMES, Panel, Series
+from probekit.reports.panels import Panel, Series
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def _legend(panel: Panel) -> Text:
     for series in panel.series:
         mark, colour = _look(panel, series)
         value = f" {series.curve.metric.text(series.values[0], unit=True)}" if series.is_flat else ""
-        name = visible(NAMES.get(series.label, series.label))
-        parts += [(mark * (3 if series.is_flat else 1) + " ", colour), f"{name}{value}   "]
+        parts += [(mark * (3 if series.is_flat else 1) + " ", colour), f"{visible(series.label)}{value}   "]
     if any(not series.reliable.all() for series in panel.series):
         parts.append(("○ not converged, or C at the end of its grid   ", "dim"))
     if any(not series.is_flat for series in panel.models):

@@ -120,4 +120,7 @@ def test_requests_that_concatenate_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="budget of 3 columns"):
         concat(MemoryStore(), tmp_path / "narrow", Cs=CS, greedy_width=3)
     with pytest.raises(UserError, match="at least 1 layer"):
-        concat(MemoryStore(), tmp_path / "window", Cs=CS, window=0)
+        concat(MemoryStore(), tmp_path / "window", Cs=CS, window=[3, 0])
+    with pytest.raises(UserError, match="window is an empty list"):
+        concat(MemoryStore(), tmp_path / "none", Cs=CS, window=[])
+    assert not list(tmp_path.rglob("*.jsonl"))  # no single layer was fitted before
