@@ -128,6 +128,9 @@ class Pretraining(Run):
         yield from super().open(changed)
         if self.new:
             yield from self.evaluate_and_save(pausing=False)
+        elif self.evaluating and self.ranks.once(lambda: self.metrics and self.step not in self.metrics.evaluated):
+            # the run was left between this update, whose weights were then saved, and its evaluation
+            yield self.log({"kind": "eval", "step": self.step, **self.evaluation()})
 
     def recorded(self, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         mine = {"train": self.config.to_dict(), "data": self.data_provenance}

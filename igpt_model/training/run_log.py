@@ -47,12 +47,16 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`, after removing the records of steps later than the given one."""
+    """Appends records to `metrics.jsonl`, after removing the records of steps later than the given one.
+
+    `evaluated` are the steps that already have an evaluation.
+    """
 
     def __init__(self, path: str | Path, step: int | None) -> None:
         self.path = Path(path)
         check_target(self.path)  # writing would follow a link
         records = [] if step is None else [r for r in read_metrics(self.path, step) if r["step"] <= step]
+        self.evaluated = {record["step"] for record in records if record["kind"] == "eval"}
         # always a new file, because a hard link would change under its other name too
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close(), at the end of the run)

@@ -224,6 +224,19 @@ def test_leaving_the_loop_saves(tmp_path):
     assert int(latest_checkpoint(tmp_path).name) == record["step"] == 3
 
 
+@pytest.mark.parametrize("steps", [TINY["eval_every"], TINY["steps"]])
+def test_left_before_an_evaluation_it_is_evaluated_when_resumed(tmp_path, steps):
+    whole = [r for r in run(tmp_path / "whole") if r["kind"] == "eval"]
+    records = train(TrainConfig(**TINY), pictures(), pictures(20, 1), tmp_path / "left", {"name": "bars"})
+    while (record := next(records))["kind"] != "step" or record["step"] < steps:
+        pass
+    records.close()
+    run(tmp_path / "left")
+    for _ in range(2):  # once only
+        assert [r for r in read_metrics(tmp_path / "left" / "metrics.jsonl") if r["kind"] == "eval"] == whole
+        assert run(tmp_path / "left")[-1]["kind"] == "end"
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     run(tmp_path)
     before = weights_hash(tmp_path)
