@@ -278,8 +278,11 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
         return _report(_interrupted(), 130)
     except BrokenPipeError:
         return 128 + signal.SIGPIPE  # the reader of stdout has exited (`| head`)
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except SystemExit as error:  # of a model's or a data set's code, which may not say that all went well
+        if debug:
+            traceback.print_exc()
+        code = shortened(repr(error.code))
+        return _report(f"imported code called sys.exit({code}); remove that call (--debug shows it).", 2)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -129,7 +129,7 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
 
 def pair_labels(a: Record, b: Record) -> tuple[str, str]:
     """Labels of both records in comparisons: series and layers, and if equal, what distinguishes them."""
-    labels = [f"{one.series} {'+'.join(one.layers)}" for one in (a, b)]
+    labels = [f"{one.series} layer {'+'.join(one.layers)}" for one in (a, b)]
     for name in ("folder", "feature_file", "probe", "seed", "key"):
         if labels[0] == labels[1] and getattr(a, name) != getattr(b, name):
             labels = [f"{label} ({name} {getattr(one, name)})" for label, one in zip(labels, (a, b), strict=True)]

@@ -230,3 +230,13 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
 def test_an_error_is_one_line_whatever_it_names(capsys):
     assert main(["train"], raising(UserError("No \n\x1b[31m[red]:bug:[/red] here."))) == 2
     assert capsys.readouterr().err == "probekit: No \\x0a\\x1b[31m[red]:bug:[/red] here.\n"
+
+
+@pytest.mark.parametrize("where", ["import sys; sys.exit(0)", "import sys\ndef data():\n    sys.exit()"])
+def test_code_of_a_data_set_that_ends_the_program_is_an_error(where, tmp_path, monkeypatch, capsys):
+    (tmp_path / "quits.py").write_text(where)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "quits", raising=False)
+    assert main(["extract", "pixels", "quits:data", "--out", "f.h5"]) == 2
+    assert "imported code called sys.exit(" in capsys.readouterr().err
+    assert not (tmp_path / "f.h5").exists()

@@ -26,7 +26,7 @@ def test_series_are_compared_on_shared_rows(results):
     assert found.low <= found.difference <= found.high
     assert found.p == mcnemar_exact(left, right)
     assert found.only_a - found.only_b == round(found.difference * found.n)
-    assert "a 01 has" in found.sentence()
+    assert "a layer 01 has" in found.sentence()
 
 
 def test_files_are_compared_too(results, tmp_path):
@@ -34,7 +34,10 @@ def test_files_are_compared_too(results, tmp_path):
     sweep(store, tmp_path, Cs=[0.1], series="a")
     same = compare(results, tmp_path, series_a="a")
     assert (same.difference, same.p) == (0.0, 1.0)
-    assert (same.a, same.b) == (f"a 01 (folder {results.path.parent})", f"a 01 (folder {tmp_path})")
+    assert (same.a, same.b) == (
+        f"a layer 01 (folder {results.path.parent})",
+        f"a layer 01 (folder {tmp_path})",
+    )
 
 
 def test_other_test_rows_and_labels_are_refused(results, tmp_path):
