@@ -254,9 +254,11 @@ def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path
     if len(datasets) == 1:
         return [(datasets[0], out)]
     slugs = [file_name(data.name) for data in datasets]
-    taken = ["", "report", *(slug.casefold() for slug in slugs)]
+    taken = [slug.casefold() for slug in slugs]
     for slug in slugs:
         if taken.count(slug.casefold()) > 1:
+            raise UserError(f"Two data sets have the folder name {slug!r}; leave one out, or rename it.")
+        if slug.casefold() in ("", "report"):
             raise UserError(f"Data set name {slug!r} cannot be used for a folder; rename that data set.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
 

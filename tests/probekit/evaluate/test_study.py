@@ -127,6 +127,8 @@ def test_other_encoders_and_data_are_refused(no_report, tmp_path, data):
         study(["pixels", "histogram:4"], data[0], tmp_path / "study", Cs=CS)
     with pytest.raises(UserError, match=r"study.on: .*second"):
         study("pixels", data[1], tmp_path / "study", Cs=CS)
+    with pytest.raises(UserError, match="Two data sets have the folder name 'first'"):
+        study("pixels", [data[0], data[0]], tmp_path / "twice", Cs=CS)
 
 
 def test_encoders_of_one_name_need_names_of_their_own(no_report, tmp_path, data):
