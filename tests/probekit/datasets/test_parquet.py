@@ -91,7 +91,9 @@ def test_shards_that_a_folder_lacks_are_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("x" * 5000, "cannot be read"), ("a\0", "does not exist"), ("none.png", "does not exist")]
+    ("path", "words"),
+    # the first is too long for the system: Python 3.14 takes it for one that does not exist
+    [("x" * 5000, "cannot be read|does not exist"), ("a\0", "does not exist"), ("none.png", "does not exist")],
 )
 def test_the_file_of_an_image_that_no_path_can_have_or_that_is_gone(tmp_path, path, words):
     pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))

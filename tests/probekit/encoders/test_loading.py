@@ -87,8 +87,9 @@ def test_an_option_of_a_wrong_kind_is_refused_by_its_name(spec, option):
         ("random:tiny", {"resolution": 0}, "resolution"),
         ("random:tiny", {"layers": []}, "No layer was chosen"),
         ("pixels", {"resolution": "8,9"}, "give one integer"),
-        ("igpt:" + "x" * 5000, {}, "cannot be read"),
-        ("tokens:random:" + "x" * 300, {}, "cannot be read"),
+        # a path too long for the system: Python 3.14 takes it for one that does not exist
+        ("igpt:" + "x" * 5000, {}, "cannot be read|does not exist"),
+        ("tokens:random:" + "x" * 300, {}, "cannot be read|is not known"),
         ("torch:torch.nn:Identity", {"weights": "x" * 5000}, "too long for a path"),
         ("torch:torch.nn:Identity", {"weights": 3}, "path is 3"),
         ("torch:torch.nn:Identity", {"weights": "w.pt", "state_key": ["model"]}, "state_key"),
