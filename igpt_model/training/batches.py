@@ -139,8 +139,10 @@ def check_images(name: str, images: Any, resolution: int) -> None:
     sparse = (isinstance(images, torch.Tensor) and not is_plain(images)) or hasattr(images, "nnz")
     indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
     if sparse or not indexed or getattr(images, "ndim", 4) != 4 or isinstance(images, str | bytes | list | tuple):
-        given = f"{type(images).__name__} {tuple(getattr(images, 'shape', ()))}".removesuffix(" ()")
-        raise UserError(f"The {name} images are a {given}; give a dense uint8 array (N, P, P, 3).")
+        shape = "" if sparse or not hasattr(images, "shape") else f" {tuple(images.shape)}"  # nested tensors have none
+        raise UserError(
+            f"The {name} images are a {type(images).__name__}{shape}; give a dense uint8 array (N, P, P, 3)."
+        )
     if len(images) == 0:
         raise UserError(f"There are no {name} images; give at least one.")
     first = plain_array(images[np.arange(1)], f"the {name} images")
