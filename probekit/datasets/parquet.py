@@ -235,7 +235,16 @@ def in_folder(folder: str) -> bool:
 
     Stops at the first image found, so that a folder of a million images is not listed.
     """
-    top = [name for name in os.listdir(folder) if not is_clutter(name)]
-    inner = filter(os.path.isdir, (os.path.join(folder, name) for name in top))
-    below = (name for path in inner for name in os.listdir(path) if is_image(name) or name.lower().endswith(".parquet"))
-    return any(name.lower().endswith(".parquet") for name in [*top, next(below, "")])
+    with os.scandir(folder) as entries:
+        top = [entry for entry in entries if not is_clutter(entry.name)]
+    if any(entry.name.lower().endswith(".parquet") for entry in top):
+        return True
+    for entry in top:
+        if entry.is_dir():
+            with os.scandir(entry.path) as below:
+                for file in below:
+                    if file.name.lower().endswith(".parquet"):
+                        return True
+                    if is_image(file.name):
+                        return False
+    return False
