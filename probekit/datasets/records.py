@@ -133,6 +133,7 @@ class Splits(Mapping[str, Split]):
 
 
 def _splits(made: dict[str, Split]) -> Splits:
+    # `limit` without a size returns the split itself, and a bound method can be pickled
     return Splits({name: split.limit for name, split in made.items()})
 
 

@@ -88,11 +88,7 @@ class IGPTEncoder:
             "norm": "the norm that reads the state next (ln_1 of the following block, ln_f at the end)"
             if norm
             else "none",
-            "input": "start vector, then all pixels but the last"
-            if config.causal
-            else f"pixels masked with probability {config.mask_prob:g} from (seed {seed}, row id)"
-            if self.masked
-            else "all pixels",
+            "input": _input_rule(config.causal, self.masked, config.mask_prob, seed),
             "resolution": transform.resolution,
             "preparation": {"resize": transform.resize, "crop": "centre square, then resize"},
             "palette_hash": palette.hash,
@@ -131,6 +127,12 @@ class IGPTEncoder:
                 for k, h_BTD in states
                 if k in self._chosen
             ]
+
+
+def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
+    if causal:
+        return "start vector, then all pixels but the last"
+    return f"pixels masked with probability {mask_prob:g} from (seed {seed}, row id)" if masked else "all pixels"
 
 
 def load_run(run: str, **options: Any) -> IGPTEncoder:
