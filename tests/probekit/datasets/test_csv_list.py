@@ -146,6 +146,10 @@ def test_hard_links_are_two_images_and_other_paths_to_one_are_refused(tmp_path):
     (tmp_path / "d" / "3.png").unlink()
     (tmp_path / "d" / "3.png").hardlink_to(tmp_path / "d" / "2.png")
     assert load_dataset(place).classes == ("a", "b")
+    twice = tmp_path / "d" / "twice.csv"
+    twice.write_text(rows("ab" * 6).replace("5.png", "3.png"))
+    with pytest.raises(UserError, match=r"lists 3\.png in rows 3 and 5"):
+        load_dataset(twice)
     (tmp_path / "d" / "3.png").unlink()
     (tmp_path / "d" / "3.png").symlink_to(tmp_path / "d" / "2.png")
     with pytest.raises(UserError, match=r"lists 3\.png in rows 2 \(as 2\.png\) and 3"):
